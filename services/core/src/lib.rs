@@ -1,1 +1,17 @@
-//! Herald.
+//! The domain of Herald: identifiers, records, books, policies, and the ports that its services are written against.
+//!
+//! Nothing in here does IO, knows a vendor, spawns a task or reads a clock. Services depend on this crate and never on
+//! each other; adapters implement the [`ports`].
+
+pub mod books;
+pub mod clock;
+pub mod done_map;
+pub mod ids;
+pub mod packed;
+pub mod people;
+// pub mod policy;
+pub mod ports;
+pub mod topic;
+
+pub use herald_proto::record;
+pub use herald_templates as templates;

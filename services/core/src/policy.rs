@@ -1,0 +1,227 @@
+//! The policy snapshot that every role decides with, built from the `control` topic.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
+
+use herald_templates::{Limits, Template, TemplateSource};
+use serde::{Deserialize, Serialize};
+
+use crate::{ids::TenantId, record::Control};
+
+/// Kinds of policies in the registry and on `control`.
+pub mod kind {
+    /// [`super::TenantRow`] by tenant id.
+    pub const TENANT: &str = "tenant";
+    /// [`super::KeyRow`] by key id.
+    pub const KEY: &str = "key";
+    /// [`super::TemplateRow`] by [`super::template_row_key`].
+    pub const TEMPLATE: &str = "template";
+    /// [`super::TemplateHead`] by [`super::template_head_key`].
+    pub const TEMPLATE_HEAD: &str = "template_head";
+    /// [`super::SecretRow`] by name.
+    pub const SECRET: &str = "secret";
+}
+
+/// A tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantRow {
+    /// The tenant's id.
+    pub tenant_id: String,
+    /// Its name, for people and templates.
+    pub name: String,
+    /// Milliseconds since the epoch.
+    pub created_ms: u64,
+    /// Milliseconds since the epoch.
+    pub updated_ms: u64,
+}
+
+/// An API key. The key itself is never stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRow {
+    /// Public part of the key.
+    pub key_id: String,
+    /// SHA-256 of the whole key, in hex.
+    pub sha256: String,
+    /// `None` for an operator's key.
+    pub tenant_id: Option<String>,
+    /// For people.
+    pub name: String,
+    /// What it may do.
+    pub scopes: Vec<String>,
+    /// Milliseconds since the epoch.
+    pub created_ms: u64,
+    /// Milliseconds since the epoch; `None` never expires.
+    pub expires_ms: Option<u64>,
+}
+
+/// One version of a template.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TemplateRow {
+    /// Whose it is.
+    pub tenant_id: String,
+    /// Its id.
+    pub template_id: String,
+    /// From 1.
+    pub version: u32,
+    /// As it was uploaded.
+    pub source: TemplateSource,
+    /// Milliseconds since the epoch.
+    pub created_ms: u64,
+}
+
+/// Which version of a template is live.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateHead {
+    /// `None` while there are only drafts.
+    pub live: Option<u32>,
+    /// The newest version.
+    pub latest: u32,
+}
+
+/// A random secret that all processes share, such as the one that signs end-user tokens.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct SecretRow {
+    /// In hex.
+    pub value: String,
+}
+
+/// The name of the secret that signs end-user tokens and unsubscribe links.
+pub const SIGNING_SECRET: &str = "signing";
+
+/// The registry key of a version of a template. Template ids have no control characters, so the separator is safe.
+pub fn template_row_key(tenant: &TenantId, template_id: &str, version: u32) -> String {
+    format!("{tenant}\u{1}{template_id}\u{1}{version:010}")
+}
+
+/// The registry key of a template's head.
+pub fn template_head_key(tenant: &TenantId, template_id: &str) -> String {
+    format!("{tenant}\u{1}{template_id}")
+}
+
+/// A version of a template, compiled when it is first used.
+pub struct TemplateVersion {
+    /// The stored row.
+    pub row: TemplateRow,
+    compiled: OnceLock<Result<Arc<Template>, String>>,
+}
+
+impl TemplateVersion {
+    fn new(row: TemplateRow) -> Self {
+        Self { row, compiled: OnceLock::new() }
+    }
+
+    /// The compiled template; the reason where this binary refuses what an earlier one took.
+    pub fn compiled(&self) -> Result<&Arc<Template>, &str> {
+        self.compiled
+            .get_or_init(|| {
+                Template::compile(&self.row.source, &Limits::default())
+                    .map(Arc::new)
+                    .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+            })
+            .as_ref()
+            .map_err(String::as_str)
+    }
+}
+
+/// Everything that roles decide with. Cheap to share behind an [`Arc`], and copied on each change.
+#[derive(Default, Clone)]
+pub struct Policy {
+    /// Counts the applied changes; the offset after the last applied record of `control`.
+    pub version: u64,
+    tenants: Arc<HashMap<TenantId, Arc<TenantRow>>>,
+    keys: Arc<HashMap<String, Arc<KeyRow>>>,
+    templates: Arc<HashMap<(TenantId, String), TemplateVersions>>,
+    secrets: Arc<HashMap<String, String>>,
+}
+
+#[derive(Default, Clone)]
+struct TemplateVersions {
+    head: TemplateHead,
+    versions: HashMap<u32, Arc<TemplateVersion>>,
+}
+
+/// A record of `control` that cannot be read. It is reported and passed over: an older binary must go on.
+#[derive(Debug, thiserror::Error)]
+#[error("policy {kind}/{key} cannot be read: {cause}")]
+pub struct UnreadablePolicy {
+    /// Its kind.
+    pub kind: String,
+    /// Its key.
+    pub key: String,
+    /// What is wrong.
+    pub cause: String,
+}
+
+impl Policy {
+    /// Applies one record. Kinds that this binary does not know are passed over.
+    pub fn apply(&mut self, control: &Control) -> Result<(), UnreadablePolicy> {
+        let unreadable = |e: serde_json::Error| UnreadablePolicy {
+            kind: control.kind.clone(),
+            key: control.key.clone(),
+            cause: e.to_string(),
+        };
+        match (control.kind.as_str(), control.deleted) {
+            (kind::TENANT, false) => {
+                let row: TenantRow = serde_json::from_slice(&control.value).map_err(unreadable)?;
+                Arc::make_mut(&mut self.tenants).insert(TenantId::trusted(&row.tenant_id), Arc::new(row));
+            }
+            (kind::TENANT, true) => {
+                Arc::make_mut(&mut self.tenants).remove(&TenantId::trusted(&control.key));
+            }
+            (kind::KEY, false) => {
+                let row: KeyRow = serde_json::from_slice(&control.value).map_err(unreadable)?;
+                Arc::make_mut(&mut self.keys).insert(row.key_id.clone(), Arc::new(row));
+            }
+            (kind::KEY, true) => {
+                Arc::make_mut(&mut self.keys).remove(&control.key);
+            }
+            (kind::TEMPLATE, false) => {
+                let row: TemplateRow = serde_json::from_slice(&control.value).map_err(unreadable)?;
+                let id = (TenantId::trusted(&row.tenant_id), row.template_id.clone());
+                let versions = &mut Arc::make_mut(&mut self.templates).entry(id).or_default().versions;
+                versions.insert(row.version, Arc::new(TemplateVersion::new(row)));
+            }
+            (kind::TEMPLATE_HEAD, false) => {
+                let head: TemplateHead = serde_json::from_slice(&control.value).map_err(unreadable)?;
+                if let Some((tenant, template)) = control.key.split_once('\u{1}') {
+                    let id = (TenantId::trusted(tenant), template.to_owned());
+                    Arc::make_mut(&mut self.templates).entry(id).or_default().head = head;
+                }
+            }
+            (kind::SECRET, false) => {
+                let row: SecretRow = serde_json::from_slice(&control.value).map_err(unreadable)?;
+                Arc::make_mut(&mut self.secrets).insert(control.key.clone(), row.value);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A tenant.
+    pub fn tenant(&self, id: &TenantId) -> Option<&Arc<TenantRow>> {
+        self.tenants.get(id)
+    }
+
+    /// An API key by its public part.
+    pub fn key(&self, key_id: &str) -> Option<&Arc<KeyRow>> {
+        self.keys.get(key_id)
+    }
+
+    /// A shared secret, in hex.
+    pub fn secret(&self, name: &str) -> Option<&str> {
+        self.secrets.get(name).map(String::as_str)
+    }
+
+    /// A version of a template; the live one unless a version is named.
+    pub fn template(&self, tenant: &TenantId, id: &str, version: Option<u32>) -> Option<&Arc<TemplateVersion>> {
+        let template = self.templates.get(&(tenant.clone(), id.to_owned()))?;
+        template.versions.get(&version.or(template.head.live)?)
+    }
+
+    /// Which version of a template is live.
+    pub fn template_head(&self, tenant: &TenantId, id: &str) -> Option<&TemplateHead> {
+        self.templates.get(&(tenant.clone(), id.to_owned())).map(|t| &t.head)
+    }
+}

@@ -1,0 +1,133 @@
+//! Channels: the way out.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+use crate::{
+    ids::{InstanceId, NotificationId, TenantId},
+    people::Endpoint,
+    record::Channel as ChannelKind,
+};
+
+/// A rendered message to one endpoint of one user.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Its notification.
+    pub notification: NotificationId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Who gets it.
+    pub user: Arc<str>,
+    /// Where to.
+    pub endpoint: Endpoint,
+    /// What.
+    pub content: Content,
+    /// The one-click unsubscribe link (RFC 8058), where the channel has one.
+    pub unsubscribe_url: Option<String>,
+    /// Milliseconds since the epoch; a provider need not try after it.
+    pub expires_ms: u64,
+}
+
+/// Rendered parts.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Content {
+    /// A mail.
+    Email {
+        /// Subject line.
+        subject: String,
+        /// Plain text.
+        text: Option<String>,
+        /// HTML.
+        html: Option<String>,
+    },
+    /// A push message.
+    Push {
+        /// Title.
+        title: Option<String>,
+        /// Body.
+        body: Option<String>,
+        /// JSON.
+        data: Option<String>,
+    },
+    /// The body of a webhook.
+    Webhook {
+        /// JSON.
+        body: String,
+    },
+}
+
+/// What sending said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The provider took it.
+    Accepted {
+        /// The provider's id of the message, if it gave one.
+        provider_id: Option<String>,
+    },
+    /// Not now.
+    RetryAfter {
+        /// When the provider asks to come back.
+        after: Option<Duration>,
+        /// Why, such as `smtp.421`.
+        code: String,
+    },
+    /// The endpoint is gone for good.
+    EndpointGone {
+        /// Why.
+        code: String,
+    },
+    /// The address is bad for good.
+    AddressBad {
+        /// Why.
+        code: String,
+    },
+    /// Refused for good.
+    Rejected {
+        /// Why.
+        code: String,
+    },
+    /// Ours: credentials or configuration. The message waits, an alert is raised, and nothing fails for it.
+    AccountFault {
+        /// Why.
+        code: String,
+    },
+    /// It was not put on the wire; sending it again cannot send it twice.
+    NotAttempted {
+        /// Why.
+        code: String,
+    },
+    /// It was put on the wire and no answer came.
+    Unknown {
+        /// Why.
+        code: String,
+    },
+}
+
+/// Asked before each single send. A closed gate makes the outcome [`Outcome::NotAttempted`].
+pub trait Gate: Send + Sync {
+    /// Whether the message of this index may be sent now.
+    fn open(&self, index: usize) -> bool;
+}
+
+/// Where outcomes go, each as soon as it is in.
+pub trait Sink: Send + Sync {
+    /// Reports the outcome of the message of this index, exactly once.
+    fn report(&self, index: usize, outcome: Outcome);
+}
+
+/// A provider of a channel.
+#[async_trait]
+pub trait Channel: Send + Sync + 'static {
+    /// Which channel.
+    fn kind(&self) -> ChannelKind;
+
+    /// The provider's name, for receipts and limits.
+    fn provider(&self) -> &str;
+
+    /// Sends a batch in which no user occurs twice, and returns when every outcome was reported. Messages whose
+    /// outcome is not in when the future is dropped may or may not have been sent.
+    async fn deliver(&self, batch: Vec<Message>, gate: Arc<dyn Gate>, sink: Arc<dyn Sink>);
+}

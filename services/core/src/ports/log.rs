@@ -1,0 +1,185 @@
+//! The durable log: topics of partitions of records, consumer groups, and commits that move positions and make
+//! outputs visible at once.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::{
+    done_map::DoneMap,
+    record::Envelope,
+    topic::{Group, Layout, Topic, TopicPartition},
+};
+
+/// A record to be appended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewRecord {
+    /// Where to.
+    pub at: TopicPartition,
+    /// What a compacted topic compacts by; empty elsewhere.
+    pub key: Bytes,
+    /// Milliseconds since the epoch.
+    pub timestamp_ms: u64,
+    /// What the body is and whose.
+    pub envelope: Envelope,
+    /// Opaque to the log.
+    pub body: Bytes,
+}
+
+/// A record as it was read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// Where it is.
+    pub at: TopicPartition,
+    /// Its place in the partition. Offsets grow; there may be gaps.
+    pub offset: u64,
+    /// What a compacted topic compacts by; empty elsewhere.
+    pub key: Bytes,
+    /// Milliseconds since the epoch.
+    pub timestamp_ms: u64,
+    /// What the body is and whose.
+    pub envelope: Envelope,
+    /// Opaque to the log.
+    pub body: Bytes,
+}
+
+/// How far a group has come in a partition.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The first record that is not finished.
+    pub offset: u64,
+    /// Finished instances from there on.
+    pub done: DoneMap,
+    /// Starts without progress.
+    pub starts: u32,
+}
+
+/// How far a log is written. Later marks cover earlier ones.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark(pub u64);
+
+/// What a poll brought.
+#[derive(Debug, Default)]
+pub struct Polled {
+    /// Records, in order within each partition.
+    pub records: Vec<Record>,
+    /// Partitions that are this member's from now on, with the group's position. Reading begins there.
+    pub assigned: Vec<(TopicPartition, Position)>,
+    /// Partitions that are no longer this member's.
+    pub revoked: Vec<TopicPartition>,
+    /// Covers every record of this poll. Nothing may leave the process before the log is durable up to it.
+    pub mark: Mark,
+}
+
+/// One stage's transaction.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Commit {
+    /// New positions of partitions that are this member's.
+    pub positions: Vec<(TopicPartition, Position)>,
+    /// Records that become visible with them.
+    pub outputs: Vec<NewRecord>,
+}
+
+/// What became of a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Committed {
+    /// Positions and outputs are in; they are durable once the log is durable up to the mark.
+    Done(Mark),
+    /// Another member owns a partition now. Nothing was changed, and this member must drop what it holds of it.
+    Fenced,
+}
+
+/// Why the log could not do something.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LogError {
+    /// The disk is full or below its low-water mark; consumers go on, appends from outside are refused.
+    #[error("the log is full: {0}")]
+    Full(String),
+    /// The log is away. What was asked for may or may not have happened.
+    #[error("the log is unavailable: {0}")]
+    Unavailable(String),
+    /// What is stored cannot be read.
+    #[error("the log is damaged: {0}")]
+    Damaged(String),
+}
+
+/// What identifies a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The region's name.
+    pub region: String,
+    /// Raised by each restore from a backup.
+    pub epoch: u32,
+    /// How many partitions there are.
+    pub layout: Layout,
+}
+
+/// How far a group is in a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// Which partition.
+    pub at: TopicPartition,
+    /// The group's committed offset.
+    pub committed: u64,
+    /// The offset that the next record will get.
+    pub end: u64,
+}
+
+/// One of `count` members that share a group's partitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// From 0.
+    pub ordinal: u32,
+    /// At least 1.
+    pub count: u32,
+}
+
+/// The log.
+#[async_trait]
+pub trait Log: Send + Sync + 'static {
+    /// Region, epoch and layout.
+    fn identity(&self) -> &Identity;
+
+    /// Appends records, all or none, and returns their offsets once they are durable.
+    async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<u64>, LogError>;
+
+    /// Joins a group. A second subscription of the same member takes over from the first, whose commits are then
+    /// [`Committed::Fenced`].
+    async fn subscribe(&self, group: Group, member: Member) -> Result<Box<dyn Subscription>, LogError>;
+
+    /// Reads a partition from an offset on, without a group: at most `max` records, and the offset to go on from.
+    /// Records that are gone or superseded are left out.
+    async fn read(&self, at: TopicPartition, from: u64, max: usize) -> Result<(Vec<Record>, u64), LogError>;
+
+    /// Returns once everything up to the mark is durable.
+    async fn durable(&self, mark: Mark) -> Result<(), LogError>;
+
+    /// How far a group is, in every partition that it reads.
+    async fn progress(&self, group: Group) -> Result<Vec<Progress>, LogError>;
+
+    /// Returns once the topic has a record at `offset` or later in the partition.
+    async fn reached(&self, at: TopicPartition, offset: u64) -> Result<(), LogError>;
+}
+
+/// One member's view of its group's partitions.
+#[async_trait]
+pub trait Subscription: Send {
+    /// Brings at most `max` records of partitions that are not paused; returns at once if there are any, else after
+    /// `wait` at the latest. The first poll assigns. Dropping the future loses nothing.
+    async fn poll(&mut self, max: usize, wait: Duration) -> Result<Polled, LogError>;
+
+    /// Moves the positions and makes the outputs visible, or does neither. On an error it is unknown which.
+    async fn commit(&mut self, commit: Commit) -> Result<Committed, LogError>;
+
+    /// Stops or resumes the delivery of a partition's records; nothing is lost.
+    fn pause(&mut self, at: TopicPartition, paused: bool);
+
+    /// The offset that the next record of a partition will get, as of now.
+    async fn end(&mut self, at: TopicPartition) -> Result<u64, LogError>;
+}
+
+/// The partition of a topic.
+pub fn partition(topic: Topic, partition: u32) -> TopicPartition {
+    TopicPartition { topic, partition }
+}

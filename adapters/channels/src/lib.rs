@@ -1,1 +1,3 @@
-//! Herald.
+//! Herald's channels: how a rendered message leaves for its recipient.
+
+pub mod email;

@@ -1,0 +1,315 @@
+//! The receipts reader: adds up manifests and receipts and writes totals, receipts and positions.
+//!
+//! A flush waits until what it rests on is durable, writes each partition's books in one batch, and commits the
+//! positions last. After a crash in between the same records are read again; the stored totals know which of them they
+//! contain, so nothing is counted twice.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    convert::Infallible,
+    sync::atomic::Ordering::Relaxed,
+    time::Duration,
+};
+
+use herald_core::{
+    ids::NotificationId,
+    ports::log::{Commit, Committed, LogError, Mark, NewRecord, Polled, Position, Record, Subscription, partition},
+    record::{DeadLetter, Envelope, LedgerBatch, Place, Schema},
+    topic::{Group, Topic, TopicPartition},
+};
+use prost::Message;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Config, Deps,
+    backoff::{Backoff, Halt},
+    partition::{PartitionBooks, decode},
+    reconcile::{Finding, Stuck, reconcile},
+};
+
+const IDLE_WAIT: Duration = Duration::from_secs(1);
+
+/// Runs the reader until shutdown.
+pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) {
+    let mut backoff = Backoff::new();
+    loop {
+        let mut reader = Reader {
+            config: config.clone(),
+            deps: deps.clone(),
+            shutdown: shutdown.clone(),
+            owned: BTreeMap::new(),
+            mark: Mark::default(),
+            flush_at: None,
+            reconcile_at: Instant::now() + Duration::from_millis(config.reconcile_interval_ms),
+            reported: HashSet::new(),
+        };
+        let Err(halt) = reader.session().await;
+        let fenced = "another member took over";
+        if halt == Halt::Shutdown || backoff.after("receipts", fenced, &shutdown).await.is_err() {
+            return;
+        }
+    }
+}
+
+struct Reader {
+    config: Config,
+    deps: Deps,
+    shutdown: CancellationToken,
+    owned: BTreeMap<TopicPartition, Owned>,
+    /// Covers everything booked.
+    mark: Mark,
+    /// When what is pending must be written; `None` while nothing is.
+    flush_at: Option<Instant>,
+    reconcile_at: Instant,
+    /// What was reported as stuck, so that it is said once.
+    reported: HashSet<NotificationId>,
+}
+
+struct Owned {
+    books: PartitionBooks,
+    /// Records that could not be read; they leave with the position that passes them.
+    dead: Vec<NewRecord>,
+}
+
+impl Reader {
+    /// Reads until the subscription must be let go.
+    async fn session(&mut self) -> Result<Infallible, Halt> {
+        let mut backoff = Backoff::new();
+        let mut subscription = loop {
+            match self.deps.log.subscribe(Group::LedgerReceipts, self.deps.member).await {
+                Ok(subscription) => break subscription,
+                Err(error) => self.again(&mut backoff, "receipts.subscribe", &error).await?,
+            }
+        };
+        loop {
+            match self.poll(&mut *subscription).await {
+                None => {
+                    self.flush(&mut *subscription).await?;
+                    return Err(Halt::Shutdown);
+                }
+                Some(Ok(polled)) => {
+                    backoff = Backoff::new();
+                    self.take(polled).await?;
+                }
+                Some(Err(error)) => self.again(&mut backoff, "receipts.poll", &error).await?,
+            }
+            if self.flush_is_due() {
+                self.flush(&mut *subscription).await?;
+            }
+            if Instant::now() >= self.reconcile_at {
+                self.reconcile();
+            }
+        }
+    }
+
+    /// The next records; `None` when the process stops.
+    async fn poll(&self, subscription: &mut dyn Subscription) -> Option<Result<Polled, LogError>> {
+        let wait = self.flush_at.map_or(IDLE_WAIT, |at| at.saturating_duration_since(Instant::now()));
+        tokio::select! {
+            biased;
+            () = self.shutdown.cancelled() => None,
+            polled = subscription.poll(self.config.poll_max_records, wait) => Some(polled),
+        }
+    }
+
+    fn flush_is_due(&self) -> bool {
+        let full = || {
+            let books = || self.owned.values().map(|owned| &owned.books);
+            books().map(PartitionBooks::weight).sum::<u64>() >= self.config.flush_max_instances
+                || books().map(PartitionBooks::active).sum::<usize>() > self.config.max_active
+        };
+        self.flush_at.is_some_and(|at| Instant::now() >= at || full())
+    }
+
+    /// Books what a poll brought.
+    async fn take(&mut self, polled: Polled) -> Result<(), Halt> {
+        // Books of a partition that went away are dropped unwritten: whoever has it now begins at the committed position.
+        polled.revoked.iter().for_each(|at| drop(self.owned.remove(at)));
+        for (at, position) in polled.assigned {
+            let books = PartitionBooks::new(at.partition, position.offset);
+            self.owned.insert(at, Owned { books, dead: Vec::new() });
+        }
+        if polled.records.is_empty() {
+            return Ok(());
+        }
+        self.mark = self.mark.max(polled.mark);
+        self.flush_at.get_or_insert_with(|| Instant::now() + self.config.flush_interval());
+        let now_ms = self.deps.world.now_ms();
+        let decoded: Vec<_> = polled.records.into_iter().filter_map(|record| self.decode(record, now_ms)).collect();
+        self.load_missing(&decoded, now_ms).await?;
+        for (record, batch) in decoded {
+            if let Some(owned) = self.owned.get_mut(&record.at) {
+                owned.books.book(record.offset, record.body, batch, now_ms, &self.deps.stats);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a record's body, or makes it a dead letter.
+    fn decode(&mut self, record: Record, now_ms: u64) -> Option<(Record, LedgerBatch)> {
+        let cause = if record.envelope.schema() != Schema::LedgerBatch {
+            format!("schema {} where a ledger batch is expected", record.envelope.schema)
+        } else {
+            match decode(record.body.clone()) {
+                Ok((batch, 0)) => return Some((record, batch)),
+                Ok((batch, left_out)) => {
+                    tracing::error!(at = %record.at, offset = record.offset, left_out, "sections name no notification");
+                    self.deps.stats.unreadable.fetch_add(left_out as u64, Relaxed);
+                    return Some((record, batch));
+                }
+                Err(error) => error.to_string(),
+            }
+        };
+        tracing::error!(at = %record.at, offset = record.offset, cause, "a ledger record cannot be read");
+        self.deps.stats.unreadable.fetch_add(1, Relaxed);
+        if let Some(owned) = self.owned.get_mut(&record.at) {
+            owned.books.seen(record.offset);
+            owned.dead.push(dead_letter(&record, cause, self.deps.log.identity().epoch, now_ms));
+        }
+        None
+    }
+
+    /// Loads the stored totals of notifications that are not in memory, in one read.
+    async fn load_missing(&mut self, decoded: &[(Record, LedgerBatch)], now_ms: u64) -> Result<(), Halt> {
+        let mut missing: BTreeMap<TopicPartition, HashSet<NotificationId>> = BTreeMap::new();
+        for (record, batch) in decoded {
+            if let Some(owned) = self.owned.get(&record.at) {
+                owned.books.missing(batch, missing.entry(record.at).or_default());
+            }
+        }
+        let wanted: Vec<(TopicPartition, NotificationId)> =
+            missing.into_iter().flat_map(|(at, ids)| ids.into_iter().map(move |id| (at, id))).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<NotificationId> = wanted.iter().map(|(_, id)| *id).collect();
+        let mut backoff = Backoff::new();
+        let loaded = loop {
+            match self.deps.ledger.totals(&ids).await {
+                Ok(loaded) => break loaded,
+                Err(error) => self.again(&mut backoff, "receipts.load", &error).await?,
+            }
+        };
+        for ((at, id), totals) in wanted.into_iter().zip(loaded) {
+            if let (Some(owned), Some(totals)) = (self.owned.get_mut(&at), totals) {
+                owned.books.load(id, totals, now_ms);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes everything that is pending and commits the positions.
+    async fn flush(&mut self, subscription: &mut dyn Subscription) -> Result<(), Halt> {
+        self.flush_at = None;
+        let moved: Vec<(TopicPartition, u64)> =
+            self.owned.iter().filter_map(|(at, owned)| Some((*at, owned.books.moved_to()?))).collect();
+        if moved.is_empty() {
+            return Ok(());
+        }
+        let mut backoff = Backoff::new();
+        while let Err(error) = self.deps.log.durable(self.mark).await {
+            self.again(&mut backoff, "receipts.durable", &error).await?;
+        }
+        for (at, _) in &moved {
+            self.write(*at).await?;
+        }
+        self.commit(subscription, &moved).await?;
+        let max_active = (self.config.max_active / self.owned.len().max(1)).max(1);
+        for (at, _) in &moved {
+            if let Some(owned) = self.owned.get_mut(at) {
+                owned.books.flushed(max_active);
+                owned.dead.clear();
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, at: TopicPartition) -> Result<(), Halt> {
+        let mut backoff = Backoff::new();
+        while let Some(flush) = self.owned.get_mut(&at).and_then(|owned| owned.books.flush()) {
+            match self.deps.ledger.apply(flush).await {
+                Ok(()) => {
+                    self.deps.stats.flushes.fetch_add(1, Relaxed);
+                    break;
+                }
+                Err(error) => self.again(&mut backoff, "receipts.store", &error).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn commit(&self, subscription: &mut dyn Subscription, moved: &[(TopicPartition, u64)]) -> Result<(), Halt> {
+        let position = |offset: &u64| Position { offset: *offset, ..Position::default() };
+        let commit = Commit {
+            positions: moved.iter().map(|(at, offset)| (*at, position(offset))).collect(),
+            outputs: self.owned.values().flat_map(|owned| owned.dead.iter().cloned()).collect(),
+        };
+        let mut backoff = Backoff::new();
+        loop {
+            match subscription.commit(commit.clone()).await {
+                Ok(Committed::Done(_)) => return Ok(()),
+                Ok(Committed::Fenced) => return Err(Halt::Fenced),
+                Err(error) => self.again(&mut backoff, "receipts.commit", &error).await?,
+            }
+        }
+    }
+
+    /// Checks the books in memory, sets the gauges and reports what is stuck.
+    fn reconcile(&mut self) {
+        self.reconcile_at = Instant::now() + Duration::from_millis(self.config.reconcile_interval_ms);
+        let unsettled = || self.owned.values().flat_map(|owned| owned.books.unsettled());
+        let stuck = reconcile(unsettled(), self.deps.world.now_ms(), self.config.stall_after_ms);
+        self.deps.stats.unsettled.store(unsettled().count() as u64, Relaxed);
+        self.deps.stats.stuck.store(stuck.len() as u64, Relaxed);
+        for item in stuck.iter().filter(|item| !self.reported.contains(&item.id)) {
+            report(item);
+        }
+        self.reported = stuck.into_iter().map(|item| item.id).collect();
+    }
+
+    async fn again(&self, backoff: &mut Backoff, what: &str, error: &impl std::fmt::Display) -> Result<(), Halt> {
+        self.deps.stats.retries.fetch_add(1, Relaxed);
+        backoff.after(what, error, &self.shutdown).await
+    }
+}
+
+fn report(stuck: &Stuck) {
+    let (id, tenant, channel) = (stuck.id, stuck.tenant.as_str(), herald_core::ids::channel_name(stuck.channel));
+    let (created, ended) = (stuck.created.count, stuck.ended.count);
+    match stuck.finding {
+        Finding::Overbooked => tracing::error!(%id, tenant, channel, created, ended, "the books contradict themselves"),
+        Finding::Stalled => tracing::warn!(%id, tenant, channel, created, ended, "instances do not end"),
+    }
+}
+
+fn dead_letter(record: &Record, cause: String, log_epoch: u32, now_ms: u64) -> NewRecord {
+    let place = Place {
+        topic: record.at.topic.code().into(),
+        partition: record.at.partition,
+        offset: record.offset,
+        log_epoch,
+    };
+    let letter = DeadLetter {
+        stage: "ledger".into(),
+        cause,
+        attempts: 1,
+        dead_ms: now_ms,
+        place: Some(place),
+        envelope: record.envelope.encode_to_vec().into(),
+        body: record.body.clone(),
+    };
+    let envelope = Envelope {
+        schema: Schema::DeadLetter as i32,
+        region: record.envelope.region.clone(),
+        tenant: record.envelope.tenant.clone(),
+        ..Envelope::default()
+    };
+    NewRecord {
+        at: partition(Topic::Dead, 0),
+        key: bytes::Bytes::new(),
+        timestamp_ms: now_ms,
+        envelope,
+        body: letter.encode_to_vec().into(),
+    }
+}

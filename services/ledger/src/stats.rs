@@ -1,0 +1,118 @@
+//! What the ledger counts, for metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use herald_core::record::{Channel, Receipts, State};
+
+/// The channels, in the order of the arrays here.
+pub const CHANNELS: [Channel; 4] = [Channel::InApp, Channel::Email, Channel::Push, Channel::Webhook];
+
+/// The states, in the order of the arrays here.
+pub const STATES: [State; 4] = [State::Delivered, State::Suppressed, State::Failed, State::Dead];
+
+/// Upper bounds of the latency buckets, in milliseconds; one more bucket takes what is longer.
+pub const LATENCY_BOUNDS_MS: [u64; 16] =
+    [5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000, 1_800_000, 3_600_000];
+
+/// Counters since the start, and gauges.
+#[derive(Debug, Default)]
+pub struct LedgerStats {
+    receipts: [[AtomicU64; STATES.len()]; CHANNELS.len()],
+    latency: [Latency; CHANNELS.len()],
+    /// Instances whose end was taken back by a redrive.
+    pub taken_back: AtomicU64,
+    /// Manifests booked.
+    pub manifests: AtomicU64,
+    /// Instances that manifests created.
+    pub created: AtomicU64,
+    /// Requests noted.
+    pub admitted: AtomicU64,
+    /// Writes of totals and receipts.
+    pub flushes: AtomicU64,
+    /// Failed attempts at the log or the store.
+    pub retries: AtomicU64,
+    /// Records, or parts of them, that could not be read.
+    pub unreadable: AtomicU64,
+    /// Gauge: notifications in memory whose books are open.
+    pub unsettled: AtomicU64,
+    /// Gauge: channels of notifications that reconciliation found stuck.
+    pub stuck: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Latency {
+    buckets: [AtomicU64; LATENCY_BOUNDS_MS.len() + 1],
+    sum_ms: AtomicU64,
+}
+
+/// Milliseconds from acceptance to the end of instances, as a Prometheus histogram counts them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LatencySnapshot {
+    /// Instances in each bucket, not cumulative; the last is past all bounds.
+    pub buckets: [u64; LATENCY_BOUNDS_MS.len() + 1],
+    /// The sum over all instances.
+    pub sum_ms: u64,
+}
+
+impl LedgerStats {
+    /// How many instances of a channel ended in a state.
+    pub fn ended(&self, channel: Channel, state: State) -> u64 {
+        match (index(&CHANNELS, channel), index(&STATES, state)) {
+            (Some(channel), Some(state)) => self.receipts[channel][state].load(Relaxed),
+            _ => 0,
+        }
+    }
+
+    /// The latencies of a channel.
+    pub fn latency(&self, channel: Channel) -> LatencySnapshot {
+        let latency = index(&CHANNELS, channel).map(|channel| &self.latency[channel]);
+        LatencySnapshot {
+            buckets: std::array::from_fn(|bucket| latency.map_or(0, |l| l.buckets[bucket].load(Relaxed))),
+            sum_ms: latency.map_or(0, |l| l.sum_ms.load(Relaxed)),
+        }
+    }
+
+    pub(crate) fn count_receipts(&self, receipts: &Receipts) {
+        let count = u64::from(receipts.count);
+        if receipts.negative {
+            self.taken_back.fetch_add(count, Relaxed);
+            return;
+        }
+        let Some(channel) = index(&CHANNELS, receipts.channel()) else { return };
+        if let Some(state) = index(&STATES, receipts.state()) {
+            self.receipts[channel][state].fetch_add(count, Relaxed);
+        }
+        let latency_ms = receipts.ended_ms.saturating_sub(receipts.accepted_ms);
+        let bucket = LATENCY_BOUNDS_MS.partition_point(|bound| *bound < latency_ms);
+        self.latency[channel].buckets[bucket].fetch_add(count, Relaxed);
+        self.latency[channel].sum_ms.fetch_add(latency_ms.saturating_mul(count), Relaxed);
+    }
+}
+
+fn index<T: PartialEq>(all: &[T], one: T) -> Option<usize> {
+    all.iter().position(|other| *other == one)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_latency_on_a_bound_is_within_it() {
+        let stats = LedgerStats::default();
+        for (ended_ms, count) in [(1_005, 2), (1_006, 3), (9_000_000, 1)] {
+            stats.count_receipts(&Receipts {
+                channel: Channel::Push as i32,
+                state: State::Delivered as i32,
+                count,
+                accepted_ms: 1_000,
+                ended_ms,
+                ..Default::default()
+            });
+        }
+        let latency = stats.latency(Channel::Push);
+        assert_eq!((latency.buckets[0], latency.buckets[1], latency.buckets[16]), (2, 3, 1));
+        assert_eq!(latency.sum_ms, 2 * 5 + 3 * 6 + 8_999_000);
+        assert_eq!(stats.ended(Channel::Push, State::Delivered), 6);
+    }
+}

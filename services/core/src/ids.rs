@@ -163,7 +163,8 @@ pub fn user_hash(user: &str) -> u64 {
 /// The shard of a user: hash(tenant, user) mod the number of shards.
 pub fn shard_of(tenant: &str, user: &str, shards: u32) -> u32 {
     // The tenant's hash seeds the user's, so neither is copied.
-    (xxhash_rust::xxh3::xxh3_64_with_seed(user.as_bytes(), xxh3_64(tenant.as_bytes())) % u64::from(shards.max(1))) as u32
+    (xxhash_rust::xxh3::xxh3_64_with_seed(user.as_bytes(), xxh3_64(tenant.as_bytes())) % u64::from(shards.max(1)))
+        as u32
 }
 
 /// The partition of a requests topic: hash(tenant, ordering key).

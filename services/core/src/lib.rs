@@ -6,10 +6,12 @@
 pub mod books;
 pub mod clock;
 pub mod done_map;
+pub mod fair;
 pub mod ids;
+pub mod outputs;
 pub mod packed;
 pub mod people;
-// pub mod policy;
+pub mod policy;
 pub mod ports;
 pub mod topic;
 

@@ -1,1 +1,72 @@
-//! Herald.
+//! The orchestrator: audiences become pages of deliveries.
+//!
+//! It loops over one port: poll requests and continuations, expand a page of each, commit. An audience of millions is
+//! a chain of continuations on the log, so nothing else remembers progress, and tenants interleave page by page.
+
+pub mod expand;
+mod stage;
+
+use std::sync::Arc;
+
+use herald_core::{
+    clock::World,
+    ports::{
+        admissions::Admissions,
+        directory::Directory,
+        log::{Log, Member},
+    },
+};
+use tokio_util::sync::CancellationToken;
+
+/// What an operator may set.
+#[derive(Debug, Clone, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Requests and continuations taken in one poll.
+    pub poll_records: usize,
+    /// Requests and continuations held in memory at most.
+    pub window_records: usize,
+    /// A commit is made when this many instances are gathered.
+    pub commit_instances: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { poll_records: 1_000, window_records: 4_000, commit_instances: 16_384 }
+    }
+}
+
+/// What the role works with.
+#[derive(Clone)]
+pub struct Deps {
+    /// The log.
+    pub log: Arc<dyn Log>,
+    /// Audiences and the actor's profile.
+    pub directory: Arc<dyn Directory>,
+    /// First places of requests with an idempotency key.
+    pub admissions: Arc<dyn Admissions>,
+    /// Clock and chance.
+    pub world: World,
+    /// What is counted.
+    pub stats: Arc<Stats>,
+}
+
+/// What the role counts; read by the metrics.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Pages expanded.
+    pub pages: std::sync::atomic::AtomicU64,
+    /// Instances created.
+    pub instances: std::sync::atomic::AtomicU64,
+    /// Second admissions of an idempotency key that were dropped.
+    pub second_admissions: std::sync::atomic::AtomicU64,
+    /// Requests put off because a store was away.
+    pub store_delays: std::sync::atomic::AtomicU64,
+    /// Requests that could not be processed.
+    pub dead: std::sync::atomic::AtomicU64,
+}
+
+/// Runs one member of the role until `shutdown`; what is in hand is committed first.
+pub async fn run(config: Config, deps: Deps, member: Member, shutdown: CancellationToken) -> anyhow::Result<()> {
+    stage::Stage::new(config, deps, member).await?.run(shutdown).await
+}

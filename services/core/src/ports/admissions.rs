@@ -30,12 +30,7 @@ pub struct Admission {
 pub trait Admissions: Send + Sync + 'static {
     /// Stores the admission unless the key has one; returns the one that was there. One that is older than 24 hours
     /// counts as absent.
-    async fn begin(
-        &self,
-        tenant: &TenantId,
-        key: &str,
-        admission: Admission,
-    ) -> Result<Option<Admission>, StoreError>;
+    async fn begin(&self, tenant: &TenantId, key: &str, admission: Admission) -> Result<Option<Admission>, StoreError>;
 
     /// Marks the key as appended again since `now_ms`; `false` if another caller was faster (its stamp is not
     /// `seen_ms` any more).

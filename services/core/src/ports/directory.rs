@@ -74,7 +74,12 @@ pub trait Directory: Send + Sync + 'static {
     async fn people(&self, tenant: &TenantId, user_ids: &[String]) -> Result<Vec<Person>, StoreError>;
 
     /// Makes changes, each atomic by itself, in order; an `Err` leaves open which were made.
-    async fn change(&self, tenant: &TenantId, changes: Vec<PersonChange>, now_ms: u64) -> Result<Vec<Changed>, StoreError>;
+    async fn change(
+        &self,
+        tenant: &TenantId,
+        changes: Vec<PersonChange>,
+        now_ms: u64,
+    ) -> Result<Vec<Changed>, StoreError>;
 
     /// Registered users after a cursor, in the order of (hash, user).
     async fn list(

@@ -183,3 +183,25 @@ pub trait Subscription: Send {
 pub fn partition(topic: Topic, partition: u32) -> TopicPartition {
     TopicPartition { topic, partition }
 }
+
+/// From this many starts without progress on, a stage takes what it polled singly and notes each unit first.
+pub const CAREFUL_AFTER_STARTS: u32 = 3;
+
+impl Position {
+    /// How often a consumer began at this position without progress.
+    pub fn start_count(&self) -> u32 {
+        self.starts & 0xff
+    }
+
+    /// The unit, counted from the offset on, that was being tried when the consumer stopped.
+    pub fn noted_unit(&self) -> Option<u32> {
+        (self.starts >> 8).checked_sub(1)
+    }
+
+    /// The same place with one more start, and a note of the unit that is tried next.
+    pub fn started(&self, noted_unit: Option<u32>) -> Self {
+        let count = (self.start_count() + 1).min(0xff);
+        let note = noted_unit.map_or(0, |unit| (unit + 1).min(0xff_ffff));
+        Self { starts: note << 8 | count, ..self.clone() }
+    }
+}

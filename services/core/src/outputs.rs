@@ -1,0 +1,226 @@
+//! Gathers what a stage puts out in one commit into few, large records.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::{
+    ids::NotificationId,
+    ports::log::NewRecord,
+    record::{
+        ClaimBatch, DeadLetter, DeliveryBatch, Envelope, InboxBatch, InboxSection, LedgerBatch, Manifest, Receipts,
+        Schema, Section, SectionSummary, Waiting,
+    },
+    topic::{Layout, Topic, TopicPartition, tier_for},
+};
+
+/// A delivery record is closed at this many instances.
+pub const MAX_BATCH_INSTANCES: u32 = 512;
+
+/// A ledger or inbox record is closed at about this many bytes.
+const MAX_RECORD_BYTES: usize = 1 << 20;
+
+/// The feature level that this binary writes.
+pub const FEATURE_LEVEL: u32 = 1;
+
+#[derive(Default)]
+struct OpenBatch {
+    batch: DeliveryBatch,
+    summaries: Vec<SectionSummary>,
+    instances: u32,
+}
+
+/// The outputs of one commit.
+pub struct Outputs {
+    layout: Layout,
+    region: String,
+    now_ms: u64,
+    records: Vec<NewRecord>,
+    deliveries: BTreeMap<(TopicPartition, Option<u64>), OpenBatch>,
+    ledger: BTreeMap<u32, (LedgerBatch, usize)>,
+    inbox: BTreeMap<u32, (InboxBatch, usize)>,
+}
+
+impl Outputs {
+    /// Empty outputs of a commit that is made at `now_ms`.
+    pub fn new(layout: Layout, region: &str, now_ms: u64) -> Self {
+        Self {
+            layout,
+            region: region.to_owned(),
+            now_ms,
+            records: Vec::new(),
+            deliveries: BTreeMap::new(),
+            ledger: BTreeMap::new(),
+            inbox: BTreeMap::new(),
+        }
+    }
+
+    /// An envelope of this region and feature level.
+    pub fn envelope(&self, schema: Schema, tenant: &str) -> Envelope {
+        Envelope {
+            schema: schema as i32,
+            feature_level: FEATURE_LEVEL,
+            region: self.region.clone(),
+            tenant: tenant.to_owned(),
+            ..Default::default()
+        }
+    }
+
+    /// Adds a section for a shard. With a due time it waits in a delay tier and then goes there.
+    pub fn section(&mut self, home: TopicPartition, due_ms: Option<u64>, section: Section, summary: SectionSummary) {
+        let open = self.deliveries.entry((home, due_ms)).or_default();
+        open.instances += section.count;
+        open.batch.sections.push(section);
+        open.summaries.push(summary);
+        if open.instances >= MAX_BATCH_INSTANCES {
+            let full = std::mem::take(open);
+            self.close_batch(home, due_ms, full);
+        }
+    }
+
+    fn close_batch(&mut self, home: TopicPartition, due_ms: Option<u64>, open: OpenBatch) {
+        let tenant = match open.summaries.as_slice() {
+            [first, rest @ ..] if rest.iter().all(|s| s.tenant == first.tenant) => first.tenant.clone(),
+            _ => String::new(),
+        };
+        let envelope = Envelope { sections: open.summaries, ..self.envelope(Schema::DeliveryBatch, &tenant) };
+        let body = open.batch.encode_to_vec().into();
+        match due_ms {
+            None => self.record(home, envelope, body),
+            Some(due_ms) => self.delayed(home, due_ms, envelope, body),
+        }
+    }
+
+    /// Adds a record that waits in a delay tier until `due_ms` and then goes to `home`.
+    pub fn delayed(&mut self, home: TopicPartition, due_ms: u64, mut envelope: Envelope, body: Bytes) {
+        let tier = tier_for(due_ms.saturating_sub(self.now_ms));
+        envelope.waiting = Some(Waiting { due_ms, topic: home.topic.code().into(), partition: home.partition });
+        self.record(TopicPartition { topic: Topic::Delayed(tier), partition: 0 }, envelope, body);
+    }
+
+    /// Adds a manifest.
+    pub fn manifest(&mut self, manifest: Manifest) {
+        let size = manifest.encoded_len();
+        self.ledger_batch(&manifest.notification_id.clone(), size, |batch| batch.manifests.push(manifest));
+    }
+
+    /// Adds receipts.
+    pub fn receipts(&mut self, receipts: Receipts) {
+        let size = receipts.encoded_len();
+        self.ledger_batch(&receipts.notification_id.clone(), size, |batch| batch.receipts.push(receipts));
+    }
+
+    fn ledger_batch(&mut self, notification_id: &[u8], size: usize, add: impl FnOnce(&mut LedgerBatch)) {
+        let id = NotificationId::from_slice(notification_id).unwrap_or(NotificationId([0; 16]));
+        let partition = self.layout.receipts_of(&id).partition;
+        let (batch, bytes) = self.ledger.entry(partition).or_default();
+        add(batch);
+        *bytes += size;
+        if *bytes >= MAX_RECORD_BYTES {
+            let (full, _) = std::mem::take(self.ledger.entry(partition).or_default());
+            self.close_ledger(partition, full);
+        }
+    }
+
+    fn close_ledger(&mut self, partition: u32, batch: LedgerBatch) {
+        let at = TopicPartition { topic: Topic::Receipts, partition };
+        let envelope = self.envelope(Schema::LedgerBatch, "");
+        self.record(at, envelope, batch.encode_to_vec().into());
+    }
+
+    /// Adds rendered in-app items of a shard.
+    pub fn inbox(&mut self, shard: u32, section: InboxSection) {
+        let (batch, bytes) = self.inbox.entry(shard).or_default();
+        *bytes += section.encoded_len();
+        batch.sections.push(section);
+        if *bytes >= MAX_RECORD_BYTES {
+            let (full, _) = std::mem::take(self.inbox.entry(shard).or_default());
+            self.close_inbox(shard, full);
+        }
+    }
+
+    fn close_inbox(&mut self, shard: u32, batch: InboxBatch) {
+        let at = TopicPartition { topic: Topic::Inbox, partition: shard };
+        let envelope = self.envelope(Schema::InboxBatch, "");
+        self.record(at, envelope, batch.encode_to_vec().into());
+    }
+
+    /// Adds claims won and released in a shard.
+    pub fn claims(&mut self, shard: u32, batch: ClaimBatch) {
+        let at = TopicPartition { topic: Topic::Claims, partition: shard };
+        let envelope = self.envelope(Schema::ClaimBatch, "");
+        self.record(at, envelope, batch.encode_to_vec().into());
+    }
+
+    /// Adds a dead letter.
+    pub fn dead(&mut self, tenant: &str, letter: DeadLetter) {
+        let at = TopicPartition { topic: Topic::Dead, partition: 0 };
+        let envelope = self.envelope(Schema::DeadLetter, tenant);
+        self.record(at, envelope, letter.encode_to_vec().into());
+    }
+
+    /// Adds any other record.
+    pub fn record(&mut self, at: TopicPartition, envelope: Envelope, body: Bytes) {
+        self.records.push(NewRecord { at, key: Bytes::new(), timestamp_ms: self.now_ms, envelope, body });
+    }
+
+    /// Whether nothing was added.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.deliveries.is_empty() && self.ledger.is_empty() && self.inbox.is_empty()
+    }
+
+    /// The records of the commit.
+    pub fn finish(mut self) -> Vec<NewRecord> {
+        for ((home, due_ms), open) in std::mem::take(&mut self.deliveries) {
+            if open.instances > 0 {
+                self.close_batch(home, due_ms, open);
+            }
+        }
+        for (partition, (batch, bytes)) in std::mem::take(&mut self.ledger) {
+            if bytes > 0 {
+                self.close_ledger(partition, batch);
+            }
+        }
+        for (shard, (batch, bytes)) in std::mem::take(&mut self.inbox) {
+            if bytes > 0 {
+                self.close_inbox(shard, batch);
+            }
+        }
+        self.records
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topic::Lane;
+
+    const LAYOUT: Layout = Layout { shards: 2, requests: 1, receipts: 2 };
+
+    #[test]
+    fn small_sections_share_a_record_and_large_ones_close_it() {
+        let mut outputs = Outputs::new(LAYOUT, "eu", 5);
+        let home = TopicPartition { topic: Topic::Deliveries(Lane::Bulk), partition: 1 };
+        for (tenant, count) in [("a", 200), ("b", 300), ("a", 12), ("a", 1)] {
+            let section = Section { count, ..Default::default() };
+            outputs.section(home, None, section, SectionSummary { tenant: tenant.into(), count, ..Default::default() });
+        }
+        let records = outputs.finish();
+        let sums: Vec<u32> = records.iter().map(|r| r.envelope.sections.iter().map(|s| s.count).sum()).collect();
+        assert_eq!(sums, [512, 1]);
+        assert_eq!((records[0].envelope.tenant.as_str(), records[1].envelope.tenant.as_str()), ("", "a"));
+    }
+
+    #[test]
+    fn what_waits_goes_to_the_tier_of_its_due_time() {
+        let mut outputs = Outputs::new(LAYOUT, "eu", 1_000);
+        let home = TopicPartition { topic: Topic::Deliveries(Lane::Bulk), partition: 1 };
+        let section = Section { count: 1, ..Default::default() };
+        outputs.section(home, Some(6_000), section, SectionSummary::default());
+        let records = outputs.finish();
+        assert_eq!(records[0].at.topic, Topic::Delayed(2));
+        let waiting = records[0].envelope.waiting.unwrap();
+        assert_eq!((waiting.due_ms, waiting.topic, waiting.partition), (6_000, 6, 1));
+    }
+}

@@ -1,0 +1,491 @@
+//! The loop: poll, expand, commit.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use herald_core::{
+    done_map::DoneMap,
+    fair::DeficitRoundRobin,
+    ids::{NotificationId, TenantId},
+    outputs::Outputs,
+    packed,
+    ports::{
+        StoreError,
+        admissions::PlaceNote,
+        directory::AudienceKey,
+        log::{CAREFUL_AFTER_STARTS, Commit, Committed, LogError, Member, Position, Record, Subscription},
+    },
+    record::{self, Audience, DeadLetter, Notification, Place, Request, Schema, audience::Kind},
+    topic::{Group, Lane, Topic, TopicPartition},
+};
+use prost::Message;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Config, Deps,
+    expand::{MAX_PAGE_USERS_PER_SHARD, Page, Recipients, continuation, dead_request_books, expand},
+};
+
+/// What a tenant may expand before the next one's turn, in instances.
+const QUANTUM: u64 = 2_048;
+
+/// How long a request waits when a store is away.
+const STORE_DELAY_MS: u64 = 1_000;
+
+pub(crate) struct Stage {
+    config: Config,
+    deps: Deps,
+    subscription: Box<dyn Subscription>,
+    partitions: BTreeMap<TopicPartition, Partition>,
+    /// Pending records, transactional and bulk, served fairly by tenant.
+    lanes: [DeficitRoundRobin<String, Unit>; 2],
+}
+
+struct Partition {
+    committed: Position,
+    /// Records from the committed offset on, and whether each is finished.
+    window: VecDeque<(u64, bool)>,
+    /// Units that were finished before this start; passed over once each.
+    replay: std::vec::IntoIter<bool>,
+    careful: bool,
+    noted: Option<u32>,
+    start_noted: bool,
+    dirty: bool,
+}
+
+/// A record to be processed.
+struct Unit {
+    record: Record,
+    /// It killed this stage before.
+    poison: bool,
+    cost: u64,
+}
+
+enum Expanded {
+    Page { transactional: bool, page: Box<Page>, next: Option<Box<Request>> },
+    Later { due_ms: u64 },
+    SecondAdmission,
+    Dead { cause: String },
+}
+
+impl Stage {
+    pub(crate) async fn new(config: Config, deps: Deps, member: Member) -> anyhow::Result<Self> {
+        let subscription = deps.log.subscribe(Group::Orchestrator, member).await?;
+        Ok(Self {
+            config,
+            deps,
+            subscription,
+            partitions: BTreeMap::new(),
+            lanes: [DeficitRoundRobin::new(QUANTUM), DeficitRoundRobin::new(QUANTUM)],
+        })
+    }
+
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        loop {
+            let pending: usize = self.lanes.iter().map(DeficitRoundRobin::len).sum();
+            let wait = if pending == 0 { Duration::from_millis(500) } else { Duration::ZERO };
+            let room = self.config.window_records.saturating_sub(pending);
+            if room > 0 {
+                let polled = tokio::select! {
+                    polled = self.subscription.poll(room.min(self.config.poll_records), wait) => polled,
+                    () = shutdown.cancelled() => return Ok(()),
+                };
+                match polled {
+                    Ok(polled) => {
+                        self.reassign(polled.assigned, polled.revoked);
+                        polled.records.into_iter().for_each(|record| self.enqueue(record));
+                        self.note_starts().await?;
+                    }
+                    Err(error) => wait_out(&error).await?,
+                }
+            }
+            if self.lanes.iter().any(|lane| !lane.is_empty()) {
+                self.step().await?;
+            }
+            if shutdown.is_cancelled() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn reassign(&mut self, assigned: Vec<(TopicPartition, Position)>, revoked: Vec<TopicPartition>) {
+        for at in revoked.into_iter().chain(assigned.iter().map(|(at, _)| *at)) {
+            self.partitions.remove(&at);
+            self.lanes.iter_mut().for_each(|lane| lane.retain(|unit| unit.record.at != at));
+        }
+        for (at, position) in assigned {
+            // A done-map has fewer units than a window has records.
+            let replay: Vec<bool> = position.done.flags().take(self.config.window_records * 2).collect();
+            self.partitions.insert(
+                at,
+                Partition {
+                    careful: position.start_count() >= CAREFUL_AFTER_STARTS,
+                    noted: position.noted_unit(),
+                    start_noted: false,
+                    dirty: false,
+                    replay: replay.into_iter(),
+                    committed: position,
+                    window: VecDeque::new(),
+                },
+            );
+        }
+    }
+
+    fn enqueue(&mut self, record: Record) {
+        let Some(partition) = self.partitions.get_mut(&record.at) else { return };
+        let index = partition.window.len() as u32;
+        let finished = partition.replay.next().unwrap_or(false);
+        partition.window.push_back((record.offset, finished));
+        if finished {
+            return;
+        }
+        let poison = partition.careful && partition.noted == Some(index);
+        let lane =
+            usize::from(matches!(record.at.topic, Topic::Requests(Lane::Bulk) | Topic::RequestsOverflow(Lane::Bulk)));
+        // What a unit will expand to is not known yet; its record's size stands for it.
+        let cost = (record.body.len() as u64 / 16).clamp(8, 2_048);
+        self.lanes[lane].push(record.envelope.tenant.clone(), cost, Unit { record, poison, cost });
+    }
+
+    /// Counts a start at each partition that has work, before the work.
+    async fn note_starts(&mut self) -> anyhow::Result<()> {
+        let mut positions = Vec::new();
+        for (at, partition) in &mut self.partitions {
+            if !partition.start_noted && !partition.window.is_empty() {
+                partition.start_noted = true;
+                partition.committed = partition.committed.started(partition.noted);
+                positions.push((*at, partition.committed.clone()));
+            }
+        }
+        if positions.is_empty() { Ok(()) } else { self.commit(Commit { positions, outputs: Vec::new() }).await }
+    }
+
+    /// Takes units in turn until a commit is full, expands and commits them.
+    async fn step(&mut self) -> anyhow::Result<()> {
+        let units = self.take_units();
+        if let [unit] = units.as_slice()
+            && self.partitions.get(&unit.record.at).is_some_and(|p| p.careful)
+        {
+            self.note_unit(unit.record.at, unit.record.offset).await?;
+        }
+        let identity = self.deps.log.identity().clone();
+        let now_ms = self.deps.world.now_ms();
+        let expanded = self.expand_all(&units, now_ms).await;
+        let mut outputs = Outputs::new(identity.layout, &identity.region, now_ms);
+        for (unit, expanded) in units.iter().zip(expanded) {
+            self.put_out(&mut outputs, unit, expanded, now_ms);
+            self.finish(unit.record.at, unit.record.offset);
+        }
+        let positions = self.positions();
+        self.commit(Commit { positions, outputs: outputs.finish() }).await
+    }
+
+    /// Takes units until a commit is full; one alone while a partition is careful.
+    fn take_units(&mut self) -> Vec<Unit> {
+        let alone = self.partitions.values().any(|partition| partition.careful);
+        let mut units: Vec<Unit> = Vec::new();
+        let mut cost = 0;
+        for lane in &mut self.lanes {
+            while cost < self.config.commit_instances
+                && let Some(unit) = lane.pop()
+            {
+                cost += unit.cost;
+                units.push(unit);
+                if alone {
+                    return units;
+                }
+            }
+        }
+        units
+    }
+
+    async fn note_unit(&mut self, at: TopicPartition, offset: u64) -> anyhow::Result<()> {
+        let Some(partition) = self.partitions.get_mut(&at) else { return Ok(()) };
+        let index = partition.window.iter().position(|(o, _)| *o == offset).map(|i| i as u32);
+        let position = position_of(partition);
+        let noted = Position { starts: partition.committed.starts, ..position }.started(index);
+        partition.committed = noted.clone();
+        self.commit(Commit { positions: vec![(at, noted)], outputs: Vec::new() }).await
+    }
+
+    async fn expand_all(&self, units: &[Unit], now_ms: u64) -> Vec<Expanded> {
+        let first = match self.first_places(units).await {
+            Ok(first) => first,
+            Err(error) => {
+                self.count(&self.deps.stats.store_delays, units.len() as u64);
+                tracing::warn!(%error, "idempotency keys cannot be noted; the requests wait");
+                return units.iter().map(|_| Expanded::Later { due_ms: now_ms + STORE_DELAY_MS }).collect();
+            }
+        };
+        futures::future::join_all(units.iter().zip(first).map(|(unit, first)| self.expand_one(unit, first, now_ms)))
+            .await
+    }
+
+    /// Whether each unit is the first admission of its idempotency key.
+    async fn first_places(&self, units: &[Unit]) -> Result<Vec<bool>, StoreError> {
+        let mut notes = Vec::new();
+        let mut indexes = Vec::new();
+        for (index, unit) in units.iter().enumerate() {
+            if unit.record.envelope.schema != Schema::Request as i32 || unit.poison {
+                continue;
+            }
+            let Ok(request) = Request::decode(unit.record.body.clone()) else { continue };
+            let Ok(notification) = Notification::decode(request.notification.clone()) else { continue };
+            let Some(id) = NotificationId::from_slice(&notification.id) else { continue };
+            if !request.idempotency_key.is_empty() {
+                indexes.push(index);
+                notes.push(PlaceNote {
+                    tenant: TenantId::trusted(&notification.tenant),
+                    key: request.idempotency_key,
+                    id,
+                    place: self.first_place(&unit.record),
+                });
+            }
+        }
+        let mut first = vec![true; units.len()];
+        if !notes.is_empty() {
+            let mine: Vec<Place> = notes.iter().map(|note| note.place).collect();
+            let noted = self.deps.admissions.note_first_places(notes).await?;
+            for ((index, mine), noted) in indexes.into_iter().zip(mine).zip(noted) {
+                first[index] = mine == noted;
+            }
+        }
+        Ok(first)
+    }
+
+    fn first_place(&self, record: &Record) -> Place {
+        record.envelope.first_place.unwrap_or(Place {
+            topic: record.at.topic.code().into(),
+            partition: record.at.partition,
+            offset: record.offset,
+            log_epoch: self.deps.log.identity().epoch,
+        })
+    }
+
+    async fn expand_one(&self, unit: &Unit, first: bool, now_ms: u64) -> Expanded {
+        if unit.poison {
+            return Expanded::Dead { cause: "poison".into() };
+        }
+        if !first {
+            return Expanded::SecondAdmission;
+        }
+        let decoded = Request::decode(unit.record.body.clone())
+            .and_then(|request| Notification::decode(request.notification.clone()).map(|n| (request, n)));
+        let (request, notification) = match decoded {
+            Ok((request, notification)) if notification.id.len() == 16 => (request, notification),
+            _ => return Expanded::Dead { cause: "undecodable".into() },
+        };
+        if notification.send_at_ms > now_ms {
+            return Expanded::Later { due_ms: notification.send_at_ms };
+        }
+        match self.expand_page(request, notification).await {
+            Ok(expanded) => expanded,
+            Err(StoreError::Unavailable(error)) => {
+                self.count(&self.deps.stats.store_delays, 1);
+                tracing::warn!(%error, "the directory is away; the page waits");
+                Expanded::Later { due_ms: now_ms + STORE_DELAY_MS }
+            }
+            Err(StoreError::Damaged(error)) => Expanded::Dead { cause: format!("damaged: {error}") },
+        }
+    }
+
+    async fn expand_page(&self, request: Request, notification: Notification) -> Result<Expanded, StoreError> {
+        let tenant = TenantId::trusted(&notification.tenant);
+        let actor = self.actor(&tenant, &notification.actor_id).await?;
+        let shards = self.deps.log.identity().layout.shards;
+        let kind = request.audience.as_ref().and_then(|a| a.kind.as_ref());
+        let stored = match kind {
+            Some(Kind::FollowersOf(user)) => Some(AudienceKey::FollowersOf(user.clone())),
+            Some(Kind::Topic(topic)) => Some(AudienceKey::Topic(topic.clone())),
+            Some(Kind::Everyone(_)) => Some(AudienceKey::Everyone),
+            _ => None,
+        };
+        let (page, next) = if let Some(key) = stored {
+            let limit = (MAX_PAGE_USERS_PER_SHARD * shards) as usize;
+            let found = self.deps.directory.audience(&tenant, &key, request.cursor.clone(), limit).await?;
+            let users: Vec<&str> = found.users.iter().map(String::as_str).collect();
+            let recipients = Recipients::Users(users);
+            let page = expand(&request, &notification, &recipients, &actor, found.next.is_some(), shards);
+            let next = match page.manifests[0].last {
+                true => None,
+                false => Some(after_stored_page(&request, &found, page.taken)),
+            };
+            (page, next)
+        } else if let Some(Kind::Inline(list)) = kind {
+            let page = expand(&request, &notification, &Recipients::Inline(&list.recipients), &actor, false, shards);
+            let next = (!page.manifests[0].last).then(|| {
+                let rest = record::InlineList { recipients: list.recipients[page.taken..].to_vec() };
+                let rest = Audience { kind: Some(Kind::Inline(rest)) };
+                continuation(&request, &list.recipients[page.taken - 1].user_id, Some(rest), page.taken)
+            });
+            (page, next)
+        } else if let Some(Kind::Users(list)) = kind {
+            let Ok(users) = packed::unpack(&list.packed).collect::<Result<Vec<&str>, _>>() else {
+                return Ok(Expanded::Dead { cause: "undecodable".into() });
+            };
+            let recipients = Recipients::Users(users.clone());
+            let page = expand(&request, &notification, &recipients, &actor, false, shards);
+            let next = (!page.manifests[0].last).then(|| {
+                let rest = &users[page.taken..];
+                let list = record::UserList { packed: packed::pack(rest.iter().copied()), count: rest.len() as u32 };
+                let rest = Audience { kind: Some(Kind::Users(list)) };
+                continuation(&request, users[page.taken - 1], Some(rest), page.taken)
+            });
+            (page, next)
+        } else {
+            return Ok(Expanded::Dead { cause: "unknown_audience".into() });
+        };
+        let transactional = notification.transactional;
+        Ok(Expanded::Page { transactional, page: Box::new(page), next: next.map(Box::new) })
+    }
+
+    async fn actor(&self, tenant: &TenantId, actor_id: &str) -> Result<Bytes, StoreError> {
+        if actor_id.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let people = self.deps.directory.people(tenant, &[actor_id.to_owned()]).await?;
+        let user = people.into_iter().next().and_then(|person| person.user).unwrap_or_default();
+        let attributes = serde_json::to_vec(&user.attributes).unwrap_or_default();
+        let actor = record::Actor {
+            id: actor_id.to_owned(),
+            locale: user.locale.unwrap_or_default(),
+            time_zone: user.time_zone.unwrap_or_default(),
+            attributes: attributes.into(),
+        };
+        Ok(actor.encode_to_vec().into())
+    }
+
+    fn put_out(&self, outputs: &mut Outputs, unit: &Unit, expanded: Expanded, now_ms: u64) {
+        let record = &unit.record;
+        match expanded {
+            Expanded::Page { transactional, page, next } => {
+                self.count(&self.deps.stats.pages, 1);
+                self.count(&self.deps.stats.instances, page.instances);
+                let lane = if transactional { Lane::Transactional } else { Lane::Bulk };
+                for (shard, sections) in page.sections {
+                    let home = TopicPartition { topic: Topic::Deliveries(lane), partition: shard };
+                    for (section, summary) in sections {
+                        outputs.section(home, None, section, summary);
+                    }
+                }
+                page.manifests.into_iter().for_each(|manifest| outputs.manifest(manifest));
+                if let Some(next) = next {
+                    let mut envelope = record.envelope.clone();
+                    envelope.schema = Schema::Continuation as i32;
+                    envelope.waiting = None;
+                    outputs.record(requests_home(record.at), envelope, next.encode_to_vec().into());
+                }
+            }
+            Expanded::Later { due_ms } => {
+                let mut envelope = record.envelope.clone();
+                if envelope.schema == Schema::Request as i32 {
+                    envelope.first_place = Some(self.first_place(record));
+                }
+                outputs.delayed(requests_home(record.at), due_ms, envelope, record.body.clone());
+            }
+            Expanded::SecondAdmission => {
+                self.count(&self.deps.stats.second_admissions, 1);
+                tracing::info!(at = %record.at, offset = record.offset, "a second admission was dropped");
+            }
+            Expanded::Dead { cause } => {
+                self.count(&self.deps.stats.dead, 1);
+                tracing::error!(at = %record.at, offset = record.offset, %cause, "a request is dead");
+                let summary = record.envelope.sections.first();
+                if let Some(id) = summary.and_then(|s| NotificationId::from_slice(&s.notification_id)) {
+                    let books = dead_request_books(&record.envelope.tenant, &id, now_ms, &cause);
+                    books.manifests.into_iter().for_each(|manifest| outputs.manifest(manifest));
+                    books.receipts.into_iter().for_each(|receipts| outputs.receipts(receipts));
+                }
+                outputs.dead(&record.envelope.tenant, dead_letter(record, &cause, now_ms, self.first_place(record)));
+            }
+        }
+    }
+
+    fn count(&self, counter: &AtomicU64, by: u64) {
+        counter.fetch_add(by, Relaxed);
+    }
+
+    fn finish(&mut self, at: TopicPartition, offset: u64) {
+        if let Some(partition) = self.partitions.get_mut(&at)
+            && let Ok(index) = partition.window.binary_search_by_key(&offset, |(o, _)| *o)
+        {
+            partition.window[index].1 = true;
+            partition.dirty = true;
+        }
+    }
+
+    /// Positions of the partitions that moved.
+    fn positions(&mut self) -> Vec<(TopicPartition, Position)> {
+        let mut positions = Vec::new();
+        for (at, partition) in self.partitions.iter_mut().filter(|(_, p)| p.dirty) {
+            partition.dirty = false;
+            while let Some((offset, true)) = partition.window.front() {
+                partition.committed.offset = offset + 1;
+                partition.window.pop_front();
+            }
+            partition.committed = position_of(partition);
+            partition.careful = false;
+            partition.noted = None;
+            positions.push((*at, partition.committed.clone()));
+        }
+        positions
+    }
+
+    async fn commit(&mut self, commit: Commit) -> anyhow::Result<()> {
+        match self.subscription.commit(commit).await {
+            Ok(Committed::Done(_)) => Ok(()),
+            Ok(Committed::Fenced) => anyhow::bail!("another orchestrator owns these partitions now"),
+            // It is unknown whether the commit is in. Only a new subscription, which reads the positions, can tell.
+            Err(error) => Err(anyhow::Error::from(error).context("a commit's outcome is unknown")),
+        }
+    }
+}
+
+fn position_of(partition: &Partition) -> Position {
+    let done = DoneMap::from_flags(partition.window.iter().map(|(_, finished)| *finished));
+    Position { offset: partition.committed.offset, done, starts: 0 }
+}
+
+fn requests_home(at: TopicPartition) -> TopicPartition {
+    let topic = match at.topic {
+        Topic::RequestsOverflow(lane) => Topic::Requests(lane),
+        topic => topic,
+    };
+    TopicPartition { topic, ..at }
+}
+
+fn after_stored_page(request: &Request, found: &herald_core::ports::directory::AudiencePage, taken: usize) -> Request {
+    match taken.checked_sub(1).map(|last| &found.users[last]) {
+        Some(last) => continuation(request, last, None, taken),
+        // The page was empty, but the audience goes on behind the store's cursor.
+        None => Request { cursor: found.next.clone(), ..request.clone() },
+    }
+}
+
+fn dead_letter(record: &Record, cause: &str, now_ms: u64, place: Place) -> DeadLetter {
+    DeadLetter {
+        stage: "orchestrator".into(),
+        cause: cause.to_owned(),
+        attempts: 0,
+        dead_ms: now_ms,
+        place: Some(place),
+        envelope: record.envelope.encode_to_vec().into(),
+        body: record.body.clone(),
+    }
+}
+
+/// Waits a moment after a passing error of the log; any other ends the role.
+async fn wait_out(error: &LogError) -> anyhow::Result<()> {
+    match error {
+        LogError::Unavailable(_) | LogError::Full(_) => {
+            tracing::warn!(%error, "requests cannot be polled");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            Ok(())
+        }
+        LogError::Damaged(_) => Err(anyhow::anyhow!("{error}")),
+    }
+}

@@ -78,6 +78,9 @@ pub struct TemplateHead {
     pub live: Option<u32>,
     /// The newest version.
     pub latest: u32,
+    /// Versions that were live before, the last one last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub previous: Vec<u32>,
 }
 
 /// A random secret that all processes share, such as the one that signs end-user tokens.
@@ -98,6 +101,11 @@ pub fn template_row_key(tenant: &TenantId, template_id: &str, version: u32) -> S
 /// The registry key of a template's head.
 pub fn template_head_key(tenant: &TenantId, template_id: &str) -> String {
     format!("{tenant}\u{1}{template_id}")
+}
+
+/// The key of a policy's records on `control`: `kind/key`.
+pub fn policy_key(kind: &str, key: &str) -> String {
+    format!("{kind}/{key}")
 }
 
 /// A version of a template, compiled when it is first used.
@@ -134,6 +142,8 @@ pub struct Policy {
     keys: Arc<HashMap<String, Arc<KeyRow>>>,
     templates: Arc<HashMap<(TenantId, String), TemplateVersions>>,
     secrets: Arc<HashMap<String, String>>,
+    /// The version that was applied, by `kind/key`.
+    applied: Arc<HashMap<String, u64>>,
 }
 
 #[derive(Default, Clone)]
@@ -155,8 +165,19 @@ pub struct UnreadablePolicy {
 }
 
 impl Policy {
-    /// Applies one record. Kinds that this binary does not know are passed over.
+    /// Applies one record. Kinds that this binary does not know are passed over, and so are versions older than what
+    /// was applied: two processes that publish the same policy may append in either order.
     pub fn apply(&mut self, control: &Control) -> Result<(), UnreadablePolicy> {
+        let policy_key = policy_key(&control.kind, &control.key);
+        if self.applied.get(&policy_key).is_some_and(|applied| *applied > control.version) {
+            return Ok(());
+        }
+        self.apply_newer(control)?;
+        Arc::make_mut(&mut self.applied).insert(policy_key, control.version);
+        Ok(())
+    }
+
+    fn apply_newer(&mut self, control: &Control) -> Result<(), UnreadablePolicy> {
         let unreadable = |e: serde_json::Error| UnreadablePolicy {
             kind: control.kind.clone(),
             key: control.key.clone(),
@@ -223,5 +244,35 @@ impl Policy {
     /// Which version of a template is live.
     pub fn template_head(&self, tenant: &TenantId, id: &str) -> Option<&TemplateHead> {
         self.templates.get(&(tenant.clone(), id.to_owned())).map(|t| &t.head)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tenant(version: u64, name: &str) -> Control {
+        let row = TenantRow { tenant_id: "t".into(), name: name.into(), created_ms: 0, updated_ms: 0 };
+        let value = serde_json::to_vec(&row).unwrap().into();
+        Control { kind: kind::TENANT.into(), key: "t".into(), version, value, deleted: false }
+    }
+
+    #[test]
+    fn an_older_version_that_was_appended_late_changes_nothing() {
+        let mut policy = Policy::default();
+        policy.apply(&tenant(2, "new")).unwrap();
+        policy.apply(&tenant(1, "old")).unwrap();
+        assert_eq!(policy.tenant(&TenantId::trusted("t")).unwrap().name, "new");
+        policy.apply(&Control { deleted: true, value: Default::default(), ..tenant(3, "") }).unwrap();
+        policy.apply(&tenant(2, "new")).unwrap();
+        assert!(policy.tenant(&TenantId::trusted("t")).is_none());
+    }
+
+    #[test]
+    fn an_unreadable_policy_is_reported_and_leaves_the_rest() {
+        let mut policy = Policy::default();
+        policy.apply(&tenant(1, "kept")).unwrap();
+        assert!(policy.apply(&Control { value: "{".into(), ..tenant(2, "") }).is_err());
+        assert_eq!(policy.tenant(&TenantId::trusted("t")).unwrap().name, "kept");
     }
 }

@@ -13,9 +13,10 @@ use std::{
 
 use herald_core::{
     ids::NotificationId,
-    ports::log::{Commit, Committed, LogError, Mark, NewRecord, Polled, Position, Record, Subscription, partition},
-    record::{DeadLetter, Envelope, LedgerBatch, Place, Schema},
-    topic::{Group, Topic, TopicPartition},
+    outputs::Outputs,
+    ports::log::{Commit, Committed, Identity, LogError, Mark, NewRecord, Polled, Position, Record, Subscription},
+    record::{DeadLetter, LedgerBatch, Place, Schema},
+    topic::{Group, TopicPartition},
 };
 use prost::Message;
 use tokio::time::Instant;
@@ -165,7 +166,7 @@ impl Reader {
         self.deps.stats.unreadable.fetch_add(1, Relaxed);
         if let Some(owned) = self.owned.get_mut(&record.at) {
             owned.books.seen(record.offset);
-            owned.dead.push(dead_letter(&record, cause, self.deps.log.identity().epoch, now_ms));
+            owned.dead.extend(dead_letter(&record, cause, self.deps.log.identity(), now_ms));
         }
         None
     }
@@ -283,12 +284,12 @@ fn report(stuck: &Stuck) {
     }
 }
 
-fn dead_letter(record: &Record, cause: String, log_epoch: u32, now_ms: u64) -> NewRecord {
+fn dead_letter(record: &Record, cause: String, log: &Identity, now_ms: u64) -> Vec<NewRecord> {
     let place = Place {
         topic: record.at.topic.code().into(),
         partition: record.at.partition,
         offset: record.offset,
-        log_epoch,
+        log_epoch: log.epoch,
     };
     let letter = DeadLetter {
         stage: "ledger".into(),
@@ -299,17 +300,7 @@ fn dead_letter(record: &Record, cause: String, log_epoch: u32, now_ms: u64) -> N
         envelope: record.envelope.encode_to_vec().into(),
         body: record.body.clone(),
     };
-    let envelope = Envelope {
-        schema: Schema::DeadLetter as i32,
-        region: record.envelope.region.clone(),
-        tenant: record.envelope.tenant.clone(),
-        ..Envelope::default()
-    };
-    NewRecord {
-        at: partition(Topic::Dead, 0),
-        key: bytes::Bytes::new(),
-        timestamp_ms: now_ms,
-        envelope,
-        body: letter.encode_to_vec().into(),
-    }
+    let mut outputs = Outputs::new(log.layout, &log.region, now_ms);
+    outputs.dead(&record.envelope.tenant, letter);
+    outputs.finish()
 }

@@ -15,17 +15,21 @@ use crate::scan::scan;
 
 /// Errors reported of one template; more would help nobody.
 const MAX_ERRORS: usize = 50;
+/// Text that counts as one more element.
+const ELEMENT_BYTES: usize = 64;
 
 /// The errors and the partials of one template under compilation.
 pub(crate) struct Compiler<'s> {
     pub limits: &'s Limits,
     pub errors: Vec<CompileError>,
     partials: BTreeMap<&'s str, Ast>,
+    parse_work: usize,
+    elements: usize,
 }
 
 impl<'s> Compiler<'s> {
     pub(crate) fn new(limits: &'s Limits) -> Self {
-        Self { limits, errors: Vec::new(), partials: BTreeMap::new() }
+        Self { limits, errors: Vec::new(), partials: BTreeMap::new(), parse_work: 0, elements: 0 }
     }
 
     /// Parses all partials, also those that nothing includes.
@@ -56,7 +60,6 @@ impl<'s> Compiler<'s> {
             scopes: Vec::new(),
             including: Vec::new(),
             depth: 0,
-            elements: 0,
         };
         let nodes = lowering.template(&ast);
         self.partials = partials;
@@ -64,8 +67,16 @@ impl<'s> Compiler<'s> {
     }
 
     fn parse(&mut self, field: &str, source: &str) -> Option<Ast> {
-        if let Err(refusal) = scan(source, self.limits) {
-            self.error(field, line_column(source, refusal.offset), refusal.code, refusal.message);
+        match scan(source, self.limits) {
+            Ok(tags) => self.parse_work = self.parse_work.saturating_add(tags.saturating_mul(source.len())),
+            Err(refusal) => {
+                self.error(field, line_column(source, refusal.offset), refusal.code, refusal.message);
+                return None;
+            }
+        }
+        if self.parse_work > self.limits.parse_work {
+            let message = "The template has too many tags in sources that large; split it or shorten them.";
+            self.error(field, (1, 1), CompileCode::TooLarge, message);
             return None;
         }
         // The parser reports syntax errors as values; its few assertions must not take the process down.
@@ -106,7 +117,6 @@ struct Lowering<'c, 's> {
     scopes: Vec<Scope>,
     including: Vec<&'c str>,
     depth: usize,
-    elements: usize,
 }
 
 impl<'c> Lowering<'c, '_> {
@@ -126,21 +136,26 @@ where {
             if let Some(TemplateMapping { 0: line, 1: column, .. }) = ast.mapping.get(index) {
                 at = (*line, *column);
             }
-            self.elements += 1;
-            if self.elements > self.compiler.limits.elements {
-                if self.elements == self.compiler.limits.elements + 1 {
-                    let message = format!(
-                        "With its partials this has more than {} elements; use fewer.",
-                        self.compiler.limits.elements
-                    );
-                    self.error(at, CompileCode::TooLarge, message);
-                }
+            if !self.charge(0, at) {
                 break;
             }
             self.element(element, at, &mut nodes);
         }
         self.depth -= 1;
         nodes
+    }
+
+    /// Counts an element and `bytes` of text in it; partials may multiply both.
+    fn charge(&mut self, bytes: usize, at: (usize, usize)) -> bool {
+        let max = self.compiler.limits.elements;
+        let before = self.compiler.elements;
+        self.compiler.elements = before.saturating_add(1 + bytes / ELEMENT_BYTES);
+        let is_exceeded = self.compiler.elements > max;
+        if is_exceeded && before <= max {
+            let message = format!("With its partials the template has more than {max} elements; use fewer.");
+            self.error(at, CompileCode::TooLarge, message);
+        }
+        !is_exceeded
     }
 
     fn enter(&mut self, at: (usize, usize)) -> bool {
@@ -181,7 +196,7 @@ where {
             let message = "A header is a single line; remove the line break, or join the lines with `{{~ ~}}`.";
             self.error(at, CompileCode::HeaderLineBreak, message);
         }
-        Some(NodeKind::Text(text.to_owned()))
+        self.charge(text.len(), at).then(|| NodeKind::Text(text.to_owned()))
     }
 
     fn value(&mut self, tag: &'c HelperTemplate, escape: Escape, at: (usize, usize)) -> Option<NodeKind> {
@@ -242,8 +257,9 @@ where {
 
     fn expr(&mut self, param: &'c Parameter, at: (usize, usize)) -> Option<Expr> {
         match param {
-            Parameter::Literal(value) => Some(Expr::Literal(value.clone())),
-            Parameter::Path(path) => self.path(path, at).map(Expr::Path),
+            Parameter::Literal(value) => self.charge(value.to_string().len(), at).then(|| Expr::Literal(value.clone())),
+            Parameter::Path(path) if self.charge(0, at) => self.path(path, at).map(Expr::Path),
+            Parameter::Path(_) => None,
             Parameter::Subexpression(sub) => {
                 if !self.enter(at) {
                     return None;

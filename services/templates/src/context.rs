@@ -29,7 +29,7 @@ pub struct TenantContext<'a> {
 /// What all users of a section have in common.
 #[derive(Debug, Clone, Copy)]
 pub struct SharedContext<'a> {
-    /// The notification's data.
+    /// The notification's data, nested no deeper than serde_json parses.
     pub data: &'a Value,
     /// Who caused it, if anybody did. Without an actor `actor` is null and its fields are missing.
     pub actor: Option<PersonContext<'a>>,

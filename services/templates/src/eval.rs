@@ -8,7 +8,10 @@ use serde_json::Value;
 use crate::context::{PersonContext, TenantContext, Variables};
 use crate::error::DataProblem;
 use crate::output::{Fail, Outcome, Output};
-use crate::program::{Base, Escape, Expr, Helper, Node, NodeKind, Path, Segment};
+use crate::program::{Base, Escape, Expr, Helper, Node, NodeKind, Path, PersonField, Segment};
+
+/// A longer string is no number.
+const MAX_NUMBER_BYTES: usize = 64;
 
 /// A value on its way.
 #[derive(Debug, Clone)]
@@ -21,8 +24,8 @@ pub(crate) enum Val<'a> {
     Str(Cow<'a, str>),
     /// A number, an array or an object.
     Json(&'a Value),
-    Person(PersonContext<'a>),
-    Tenant(TenantContext<'a>),
+    Person(&'a PersonContext<'a>),
+    Tenant(&'a TenantContext<'a>),
 }
 
 /// What an `each` or a `with` adds.
@@ -38,7 +41,7 @@ pub(crate) struct Scope<'s, 'a> {
 /// Renders `nodes` in turn.
 pub(crate) fn render<'a>(
     nodes: &'a [Node],
-    variables: &Variables<'a>,
+    variables: &'a Variables<'a>,
     scope: Option<&Scope<'_, 'a>>,
     out: &mut Output<'_>,
 ) -> Outcome<()> {
@@ -48,7 +51,7 @@ pub(crate) fn render<'a>(
 /// Renders one node.
 pub(crate) fn render_node<'a>(
     node: &'a Node,
-    variables: &Variables<'a>,
+    variables: &'a Variables<'a>,
     scope: Option<&Scope<'_, 'a>>,
     out: &mut Output<'_>,
 ) -> Outcome<()> {
@@ -99,7 +102,7 @@ pub(crate) fn render_node<'a>(
 fn or_else<'a>(
     otherwise: Option<&'a [Node]>,
     expr: &Expr,
-    variables: &Variables<'a>,
+    variables: &'a Variables<'a>,
     scope: Option<&Scope<'_, 'a>>,
     out: &mut Output<'_>,
 ) -> Outcome<()> {
@@ -109,6 +112,7 @@ fn or_else<'a>(
     }
 }
 
+#[inline]
 fn print(value: &Val<'_>, escape: Escape, expr: &Expr, out: &mut Output<'_>) -> Outcome<()> {
     match value {
         Val::Missing => Err(Fail::missing(expr.label())),
@@ -127,7 +131,7 @@ fn print(value: &Val<'_>, escape: Escape, expr: &Expr, out: &mut Output<'_>) -> 
 
 /// An evaluation within a scope.
 struct Eval<'e, 's, 'o, 'a> {
-    variables: &'e Variables<'a>,
+    variables: &'a Variables<'a>,
     scope: Option<&'e Scope<'s, 'a>>,
     out: &'e mut Output<'o>,
 }
@@ -152,12 +156,13 @@ impl<'a> Eval<'_, '_, '_, 'a> {
         }
     }
 
+    #[inline]
     fn path(&mut self, path: &'a Path) -> Outcome<Val<'a>> {
         let mut value = match path.base {
             Base::Data => Val::of(self.variables.data),
-            Base::User => self.variables.user.map_or(Val::Null, Val::Person),
-            Base::Actor => self.variables.actor.map_or(Val::Null, Val::Person),
-            Base::Tenant => Val::Tenant(self.variables.tenant),
+            Base::User(field) => Val::person(self.variables.user.as_ref(), field),
+            Base::Actor(field) => Val::person(self.variables.actor.as_ref(), field),
+            Base::Tenant => Val::Tenant(&self.variables.tenant),
             Base::UnsubscribeUrl => Val::optional(self.variables.unsubscribe_url),
             Base::Scope(up) => self.scope(up).map_or(Val::Missing, |scope| scope.value.clone()),
             Base::Key(up) => Val::optional(self.scope(up).and_then(|scope| scope.key)),
@@ -169,8 +174,8 @@ impl<'a> Eval<'_, '_, '_, 'a> {
             Base::First(up) => self.scope(up).map_or(Val::Missing, |scope| Val::Bool(scope.index == 0)),
             Base::Last(up) => self.scope(up).map_or(Val::Missing, |scope| Val::Bool(scope.last)),
         };
+        self.out.meter.steps(path.segments.len())?;
         for segment in &path.segments {
-            self.out.meter.step()?;
             value = value.get(segment);
         }
         Ok(value)
@@ -206,16 +211,18 @@ impl<'a> Eval<'_, '_, '_, 'a> {
             (Helper::Lookup, [key, ..]) => {
                 let collection = self.eval(first)?;
                 let key = self.need(key)?;
+                // An object compares its keys some times.
+                self.out.meter.look_at(key.weight().saturating_mul(16))?;
                 collection.lookup(&key)
             }
             (Helper::Eq | Helper::Ne, [second, ..]) => {
                 let (left, right) = (self.need(first)?, self.need(second)?);
-                self.out.meter.look_at(left.weight().min(right.weight()))?;
+                self.out.meter.look_at(left.weight().max(right.weight()))?;
                 Val::Bool(left.equals(&right) == (helper == Helper::Eq))
             }
             (Helper::Gt | Helper::Gte | Helper::Lt | Helper::Lte, [second, ..]) => {
                 let (left, right) = (self.need(first)?, self.need(second)?);
-                self.out.meter.look_at(left.weight().min(right.weight()))?;
+                self.out.meter.look_at(left.weight().max(right.weight()))?;
                 let order = left.compare(&right);
                 Val::Bool(order.is_some_and(|order| match helper {
                     Helper::Gt => order.is_gt(),
@@ -248,6 +255,7 @@ impl<'a> Eval<'_, '_, '_, 'a> {
 }
 
 impl<'a> Val<'a> {
+    #[inline]
     fn of(value: &'a Value) -> Self {
         match value {
             Value::String(text) => Self::Str(Cow::Borrowed(text)),
@@ -261,13 +269,30 @@ impl<'a> Val<'a> {
         text.map_or(Self::Missing, |text| Self::Str(Cow::Borrowed(text)))
     }
 
+    fn person(person: Option<&'a PersonContext<'a>>, field: PersonField) -> Self {
+        match (person, field) {
+            (None, PersonField::Whole) => Self::Null,
+            (None, _) => Self::Missing,
+            (Some(person), PersonField::Whole) => Self::Person(person),
+            (Some(person), PersonField::Id) => Self::Str(Cow::Borrowed(person.id)),
+            (Some(person), PersonField::Locale) => Self::optional(person.locale),
+            (Some(person), PersonField::TimeZone) => Self::optional(person.time_zone),
+            (Some(person), PersonField::Attributes) => Self::of(person.attributes),
+        }
+    }
+
+    fn person_field(person: &'a PersonContext<'a>, name: &str) -> Self {
+        PersonField::from_name(name).map_or(Self::Missing, |field| Self::person(Some(person), field))
+    }
+
+    #[inline]
     fn get(self, segment: &Segment) -> Self {
         match self {
             Self::Json(Value::Object(fields)) => fields.get(&segment.name).map_or(Self::Missing, Self::of),
             Self::Json(Value::Array(items)) => {
                 segment.index.and_then(|index| items.get(index)).map_or(Self::Missing, Self::of)
             }
-            Self::Person(person) => person_field(person, &segment.name),
+            Self::Person(person) => Self::person_field(person, &segment.name),
             Self::Tenant(tenant) => tenant_field(tenant, &segment.name),
             _ => Self::Missing,
         }
@@ -281,7 +306,7 @@ impl<'a> Val<'a> {
             (Self::Json(Value::Array(items)), key) => {
                 key.as_index().and_then(|index| items.get(index)).map_or(Self::Missing, Self::of)
             }
-            (Self::Person(person), Val::Str(key)) => person_field(person, key),
+            (Self::Person(person), Val::Str(key)) => Self::person_field(person, key),
             (Self::Tenant(tenant), Val::Str(key)) => tenant_field(tenant, key),
             _ => Self::Missing,
         }
@@ -299,7 +324,7 @@ impl<'a> Val<'a> {
         match self {
             Self::Count(count) => Some(*count as f64),
             Self::Json(value) => value.as_f64(),
-            Self::Str(text) => text.parse().ok(),
+            Self::Str(text) if text.len() <= MAX_NUMBER_BYTES => text.parse().ok(),
             _ => None,
         }
     }
@@ -382,17 +407,7 @@ impl<'a> Val<'a> {
     }
 }
 
-fn person_field<'a>(person: PersonContext<'a>, name: &str) -> Val<'a> {
-    match name {
-        "id" => Val::Str(Cow::Borrowed(person.id)),
-        "locale" => Val::optional(person.locale),
-        "time_zone" => Val::optional(person.time_zone),
-        "attributes" => Val::of(person.attributes),
-        _ => Val::Missing,
-    }
-}
-
-fn tenant_field<'a>(tenant: TenantContext<'a>, name: &str) -> Val<'a> {
+fn tenant_field<'a>(tenant: &TenantContext<'a>, name: &str) -> Val<'a> {
     match name {
         "id" => Val::Str(Cow::Borrowed(tenant.id)),
         "name" => Val::Str(Cow::Borrowed(tenant.name)),

@@ -16,6 +16,8 @@
 //! - A missing field fails the render, except as the value of `if`, `unless`, `and`, `or`, `not` and `default`.
 //!   `default` also replaces null and the empty string. `each` and `with` need an `{{else}}` if there may be nothing.
 //!
+//! - Numbers compare by value, so 1 equals 1.0; arrays and objects equal nothing.
+//!
 //! # How values print
 //! As the handlebars crate prints them: strings, numbers and booleans as they are, null as nothing, an array as
 //! `[a, b]`, an object as `[object]`.

@@ -9,13 +9,16 @@ pub struct Limits {
     pub template_bytes: usize,
     /// Bytes of the data schema as JSON.
     pub schema_bytes: usize,
-    /// Subschemas of the data schema with all its references expanded.
+    /// Values of the data schema with all its references expanded. A pattern counts for 64.
     pub schema_nodes: u64,
     /// Tags (`{{...}}`) of one field.
     pub tags: usize,
+    /// Tags times bytes, summed over the fields of a template: the parser's time grows with both. The default stands
+    /// for some 0.3 s, so compile where blocking does no harm.
+    pub parse_work: usize,
     /// Blocks, else-branches, partials and subexpressions within one another.
     pub nesting: usize,
-    /// Elements of one field with its partials expanded.
+    /// Elements of a template with its partials expanded: tags, arguments, and every 64 bytes of text.
     pub elements: usize,
     /// Translations.
     pub locales: usize,
@@ -30,7 +33,7 @@ pub struct Limits {
     /// Work of one rendered message. A unit is one step or sixteen bytes looked at, at most some 10 ns, so a million
     /// of them is the limit of 10 ms. It is counted instead of timed so that the same message ends the same way on
     /// a busy machine.
-    pub work_units: u32,
+    pub work_units: usize,
 }
 
 impl Default for Limits {
@@ -39,10 +42,11 @@ impl Default for Limits {
             field_bytes: 128 * 1024,
             template_bytes: 1024 * 1024,
             schema_bytes: 64 * 1024,
-            schema_nodes: 10_000,
+            schema_nodes: 4_096,
             tags: 1_024,
+            parse_work: 256 << 20,
             nesting: 32,
-            elements: 8_192,
+            elements: 65_536,
             locales: 64,
             partials: 64,
             dedupe_window_s: 30 * 86_400,

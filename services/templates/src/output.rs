@@ -29,7 +29,7 @@ pub(crate) type Outcome<T> = Result<T, Box<Fail>>;
 pub(crate) struct Meter {
     output_bytes: usize,
     iterations: u32,
-    work_units: u32,
+    work_units: usize,
 }
 
 impl Meter {
@@ -37,14 +37,19 @@ impl Meter {
         Self { output_bytes: limits.output_bytes, iterations: limits.iterations, work_units: limits.work_units }
     }
 
+    #[inline]
     pub(crate) fn step(&mut self) -> Outcome<()> {
-        self.look_at(0)
+        self.steps(1)
     }
 
-    /// Pays for a step that looks at `bytes`.
+    /// Pays for a look at `bytes`.
     pub(crate) fn look_at(&mut self, bytes: usize) -> Outcome<()> {
-        let units = u32::try_from(bytes / 16).unwrap_or(u32::MAX).saturating_add(1);
-        match self.work_units.checked_sub(units) {
+        self.steps(bytes / 16)
+    }
+
+    #[inline]
+    pub(crate) fn steps(&mut self, count: usize) -> Outcome<()> {
+        match self.work_units.checked_sub(count) {
             Some(left) => self.work_units = left,
             None => return Err(Box::new(Fail::Limit(LimitKind::WorkUnits))),
         }
@@ -59,6 +64,7 @@ impl Meter {
         Ok(())
     }
 
+    #[inline]
     fn write(&mut self, bytes: usize) -> Outcome<()> {
         match self.output_bytes.checked_sub(bytes) {
             Some(left) => self.output_bytes = left,
@@ -144,7 +150,7 @@ impl Output<'_> {
     }
 
     #[inline]
-    fn escaped(&mut self, text: &str, entity: fn(u8) -> Option<&'static str>) -> Outcome<()> {
+    fn escaped(&mut self, text: &str, entity: impl Fn(u8) -> Option<&'static str>) -> Outcome<()> {
         let mut written = 0;
         for (at, byte) in text.bytes().enumerate() {
             if let Some(entity) = entity(byte) {

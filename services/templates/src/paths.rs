@@ -2,7 +2,7 @@
 
 use handlebars::{Path as AstPath, PathSeg};
 
-use crate::program::{Base, Path, Segment};
+use crate::program::{Base, Path, PersonField, Segment};
 
 /// An enclosing `each` or `with`, the innermost last.
 #[derive(Debug)]
@@ -22,10 +22,16 @@ pub(crate) enum ScopeKind {
     With,
 }
 
+/// Bytes of one path. Every path within a block repeats the block's in its label.
+const MAX_PATH_BYTES: usize = 256;
 const ROOTS: &str = "data, user, actor, tenant and unsubscribe_url";
 
 /// Resolves `path` within `scopes`, or says why it leads nowhere.
 pub(crate) fn resolve(path: &AstPath, scopes: &[Scope]) -> Result<Path, String> {
+    let (AstPath::Local((_, _, raw)) | AstPath::Relative((_, raw))) = path;
+    if raw.len() > MAX_PATH_BYTES {
+        return Err(format!("A path has at most {MAX_PATH_BYTES} bytes; use `with` to shorten it."));
+    }
     let (segments, raw) = match path {
         AstPath::Local((level, name, raw)) => return local(*level, name, raw, scopes),
         AstPath::Relative((segments, raw)) => (segments, raw.as_str()),
@@ -70,41 +76,47 @@ pub(crate) fn resolve(path: &AstPath, scopes: &[Scope]) -> Result<Path, String> 
 
 fn inner(base: Base, label: &str, names: &[&str]) -> Path {
     let label = names.iter().fold(label.to_owned(), |label, name| label + "." + name);
-    let segments = names.iter().map(|name| Segment { name: (*name).to_owned(), index: name.parse().ok() }).collect();
-    Path { base, segments, label }
+    Path { base, segments: segments(names), label }
+}
+
+fn segments(names: &[&str]) -> Vec<Segment> {
+    names.iter().map(|name| Segment { name: (*name).to_owned(), index: name.parse().ok() }).collect()
 }
 
 fn root(names: &[&str], raw: &str) -> Result<Path, String> {
     let Some((first, names)) = names.split_first() else {
         return Err(format!("`{raw}` means everything here; name one of {ROOTS}."));
     };
-    let base = match *first {
-        "data" => Base::Data,
-        "user" => Base::User,
-        "actor" => Base::Actor,
-        "tenant" => Base::Tenant,
-        "unsubscribe_url" => Base::UnsubscribeUrl,
-        other => return Err(format!("`{other}` is unknown; a template sees {ROOTS}. Write `data.{other}`?")),
-    };
-    match (base, names) {
-        (Base::User | Base::Actor, [field, rest @ ..]) => match *field {
-            "attributes" => {}
-            "id" | "locale" | "time_zone" if rest.is_empty() => {}
-            _ => {
-                let path = names.join(".");
-                return Err(format!(
-                    "`{first}.{path}` is unknown; {first} has id, locale, time_zone and attributes. \
-                     Write `{first}.attributes.{path}`?"
-                ));
-            }
-        },
-        (Base::Tenant, names) if !matches!(names, [] | ["id"] | ["name"]) => {
-            return Err(format!("`{raw}` is unknown; tenant has id and name."));
+    let label = format!("{first}.{}", names.join("."));
+    let label = label.trim_end_matches('.').to_owned();
+    let (base, names) = match (*first, names) {
+        ("data", names) => (Base::Data, names),
+        ("user", names) => person(first, names).map(|(field, names)| (Base::User(field), names))?,
+        ("actor", names) => person(first, names).map(|(field, names)| (Base::Actor(field), names))?,
+        ("tenant", [] | ["id"] | ["name"]) => (Base::Tenant, names),
+        ("tenant", _) => return Err(format!("`{raw}` is unknown; tenant has id and name.")),
+        ("unsubscribe_url", []) => (Base::UnsubscribeUrl, names),
+        ("unsubscribe_url", _) => return Err("`unsubscribe_url` is a string without fields.".to_owned()),
+        (other, _) => {
+            return Err(format!("`{other}` is unknown; a template sees {ROOTS}. Write `data.{other}`?"));
         }
-        (Base::UnsubscribeUrl, [_, ..]) => return Err("`unsubscribe_url` is a string without fields.".to_owned()),
-        _ => {}
+    };
+    Ok(Path { base, segments: segments(names), label })
+}
+
+/// The field of a person that `names` start with, and the rest.
+fn person<'n, 's>(who: &str, names: &'n [&'s str]) -> Result<(PersonField, &'n [&'s str]), String> {
+    let Some((name, rest)) = names.split_first() else { return Ok((PersonField::Whole, names)) };
+    match PersonField::from_name(name) {
+        Some(field) if field == PersonField::Attributes || rest.is_empty() => Ok((field, rest)),
+        _ => {
+            let path = names.join(".");
+            Err(format!(
+                "`{who}.{path}` is unknown; {who} has id, locale, time_zone and attributes. \
+                 Write `{who}.attributes.{path}`?"
+            ))
+        }
     }
-    Ok(inner(base, first, names))
 }
 
 /// `@index` and its kin belong to the `each` that encloses the scope `level` levels out.

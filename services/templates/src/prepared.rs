@@ -126,7 +126,7 @@ fn typed(fail: Fail, field: &'static str, limits: &Limits) -> RenderError {
             let max = match limit {
                 LimitKind::OutputBytes => limits.output_bytes as u64,
                 LimitKind::Iterations => u64::from(limits.iterations),
-                LimitKind::WorkUnits => u64::from(limits.work_units),
+                LimitKind::WorkUnits => limits.work_units as u64,
             };
             RenderError::Limit { field, limit, max }
         }

@@ -95,8 +95,8 @@ pub(crate) struct Segment {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Base {
     Data,
-    User,
-    Actor,
+    User(PersonField),
+    Actor(PersonField),
     Tenant,
     UnsubscribeUrl,
     Scope(usize),
@@ -106,6 +106,28 @@ pub(crate) enum Base {
     Index(usize),
     First(usize),
     Last(usize),
+}
+
+/// What of a person a path starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PersonField {
+    Whole,
+    Id,
+    Locale,
+    TimeZone,
+    Attributes,
+}
+
+impl PersonField {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "id" => Self::Id,
+            "locale" => Self::Locale,
+            "time_zone" => Self::TimeZone,
+            "attributes" => Self::Attributes,
+            _ => return None,
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,8 +212,8 @@ impl Expr {
             Self::Literal(_) => 0,
             Self::Call { args, .. } => args.iter().fold(0, |deps, arg| deps | arg.deps()),
             Self::Path(path) => match path.base {
-                Base::Data | Base::Actor | Base::Tenant => SHARED,
-                Base::User => USER,
+                Base::Data | Base::Actor(_) | Base::Tenant => SHARED,
+                Base::User(_) => USER,
                 Base::UnsubscribeUrl => UNSUBSCRIBE_URL,
                 _ => 0,
             },

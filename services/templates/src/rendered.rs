@@ -63,6 +63,11 @@ impl Rendered {
         })
     }
 
+    /// Bytes of the message, all parts together.
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().zip(self.is_present).map(|(part, is_present)| if is_present { part.len() } else { 0 }).sum()
+    }
+
     /// Forgets the last message.
     pub(crate) fn start(&mut self, channel: Channel) {
         self.channel = Some(channel);

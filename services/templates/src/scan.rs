@@ -16,9 +16,11 @@ pub(crate) struct Refusal {
 
 /// Brackets of one tag: subexpressions, literals and keys.
 const MAX_BRACKETS: usize = 48;
+/// Backslashes in a row, in which the parser's time is quadratic.
+const MAX_BACKSLASHES: usize = 64;
 
-/// Checks `source` against `limits`.
-pub(crate) fn scan(source: &str, limits: &Limits) -> Result<(), Refusal> {
+/// Checks `source` against `limits` and returns the number of its tags, comments and escapes included.
+pub(crate) fn scan(source: &str, limits: &Limits) -> Result<usize, Refusal> {
     if source.len() > limits.field_bytes {
         return refuse(
             0,
@@ -27,12 +29,17 @@ pub(crate) fn scan(source: &str, limits: &Limits) -> Result<(), Refusal> {
         );
     }
     // Counted without regard to comments and strings, this bounds the parser even where the pass below is mistaken.
-    if source.matches("{{").count() > limits.tags {
+    let tags = source.matches("{{").count();
+    if tags > limits.tags {
         return refuse(
             0,
             CompileCode::TooLarge,
             format!("There are more than {} tags; split the text or use fewer.", limits.tags),
         );
+    }
+    if let Some(offset) = source.find(&"\\".repeat(MAX_BACKSLASHES + 1)) {
+        let message = format!("There are more than {MAX_BACKSLASHES} backslashes in a row; remove some.");
+        return refuse(offset, CompileCode::TooLarge, message);
     }
     let mut blocks = Blocks::new(limits.nesting);
     let mut position = 0;
@@ -53,7 +60,8 @@ pub(crate) fn scan(source: &str, limits: &Limits) -> Result<(), Refusal> {
             end
         };
     }
-    blocks.finish()
+    blocks.finish()?;
+    Ok(tags)
 }
 
 fn refuse<T>(offset: usize, code: CompileCode, message: String) -> Result<T, Refusal> {

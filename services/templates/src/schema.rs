@@ -37,7 +37,7 @@ pub(crate) fn compile(schema: &Value, limits: &Limits) -> Result<Validator, (Com
     }
     jsonschema::options()
         .with_retriever(NoRetrieval)
-        .with_pattern_options(PatternOptions::regex().size_limit(1 << 20))
+        .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES))
         .build(schema)
         .map_err(|error| (CompileCode::InvalidSchema, format!("The schema is invalid: {}.", error.masked())))
 }
@@ -68,7 +68,11 @@ impl jsonschema::Retrieve for NoRetrieval {
     }
 }
 
-/// Counts subschemas with their references expanded.
+/// What a pattern counts for: each is compiled to a machine of up to [`PATTERN_BYTES`].
+const PATTERN_WEIGHT: u64 = 64;
+const PATTERN_BYTES: usize = 256 * 1024;
+
+/// Counts values with the references expanded.
 struct Expansion<'s> {
     root: &'s Value,
     /// The size behind each reference, and `None` while it is being counted.
@@ -87,6 +91,10 @@ impl<'s> Expansion<'s> {
                     }
                     ("$id" | "id", Value::String(_)) if !std::ptr::eq(value, self.root) => {
                         return Err("Only the root of a schema has an `$id`; remove the inner ones.".to_owned());
+                    }
+                    ("pattern", Value::String(_)) => PATTERN_WEIGHT,
+                    ("patternProperties", Value::Object(patterns)) => {
+                        self.size(field)?.saturating_add(PATTERN_WEIGHT.saturating_mul(patterns.len() as u64))
                     }
                     _ => self.size(field)?,
                 };

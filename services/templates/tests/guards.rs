@@ -60,6 +60,13 @@ fn closers_in_comments_and_strings_hide_no_nesting() {
 fn sizes_are_capped() {
     assert_eq!(place(&"x".repeat(128 * 1024 + 1)).2, CompileCode::TooLarge);
     assert_eq!(place(&"{{data.a}}".repeat(1_025)).2, CompileCode::TooLarge);
+    // The parser would take most of a minute for these.
+    assert_eq!(place(&format!("x{}", "\\".repeat(100_000))), (1, 2, CompileCode::TooLarge));
+    let large = format!("{}{}", "x".repeat(100_000), "{{data.a}}".repeat(1_000));
+    let channels = json!({"email": {"subject": "s", "text": large, "html": large}, "in_app": {"title": large}});
+    assert!(
+        compile(json!({"channels": channels})).unwrap_err().iter().all(|error| error.code == CompileCode::TooLarge)
+    );
     let many = vec!["x".repeat(100 * 1024); 11];
     let locales: serde_json::Map<String, Value> = many
         .into_iter()
@@ -89,6 +96,11 @@ fn partials_neither_circle_nor_explode() {
         .collect();
     let bomb = compile(json!({"channels": {"in_app": {"body": "{{> p0}}"}}, "partials": partials})).unwrap_err();
     assert!(bomb.iter().any(|error| error.code == CompileCode::TooLarge), "{bomb:?}");
+    let wide = compile(json!({
+        "channels": {"push": {"data": {"k": vec!["{{> p}}"; 2_000]}}},
+        "partials": {"p": "x".repeat(100_000)},
+    }));
+    assert_eq!(wide.unwrap_err()[0].code, CompileCode::TooLarge);
     assert_eq!(place("a{{> nobody}}"), (1, 2, CompileCode::UnknownPartial));
     for dynamic in ["{{> (lookup data \"p\")}}", "{{#> a}}x{{/a}}", "{{#*inline \"a\"}}x{{/inline}}", "{{* inline}}"] {
         assert!(matches!(place(dynamic).2, CompileCode::Unsupported), "{dynamic}");
@@ -111,6 +123,7 @@ fn mistakes_are_shown_where_they_are() {
         ("{{this}}", (1, 1, CompileCode::UnknownVariable)),
         ("{{@index}}", (1, 1, CompileCode::UnknownVariable)),
         ("{{#each data.a}}\n{{../../data.b}}{{/each}}", (2, 1, CompileCode::UnknownVariable)),
+        (&format!("{{{{data.{}}}}}", "a.".repeat(200) + "a"), (1, 1, CompileCode::UnknownVariable)),
         ("{{upper data.a data.b}}", (1, 1, CompileCode::BadArguments)),
         ("{{upper}}", (1, 1, CompileCode::BadArguments)),
         ("{{#if}}{{/if}}", (1, 1, CompileCode::BadArguments)),
@@ -179,6 +192,7 @@ fn renders_that_never_end_are_stopped() {
     for work in [
         "{{#each data.list}}{{#if (eq (upper @root.data.long) \"x\")}}{{/if}}{{/each}}",
         "{{#each data.list}}{{#if (eq @root.data.long @root.data.long2)}}{{/if}}{{/each}}",
+        "{{#each data.list}}{{#if (lookup @root.data @root.data.long)}}{{/if}}{{/each}}",
         "{{#each data.list}}{{#if (gt (len @root.data.long) -1)}}{{/if}}{{/each}}",
     ] {
         assert_eq!(limit_of(world.body(work)), LimitKind::WorkUnits, "{work}");

@@ -2,7 +2,9 @@
 
 mod support;
 
-use herald_templates::{Channel, DataProblem, RenderError, Rendered, SharedContext, TenantContext, UserContext};
+use herald_templates::{
+    Channel, DataProblem, Message, RenderError, Rendered, SharedContext, TenantContext, UserContext,
+};
 use serde_json::{Value, json};
 use support::{World, compile};
 
@@ -226,7 +228,7 @@ fn only_what_varies_by_user_stays_open() {
             UserContext { id: "u", locale: None, time_zone: None, attributes: &attributes, unsubscribe_url: None };
         let outcome = prepared.render(&user, &mut rendered);
         texts.push(outcome.map(|()| match rendered.message() {
-            Some(herald_templates::Message::InApp { title: None, body: Some(body) }) => body.to_owned(),
+            Some(Message::InApp { title: None, body: Some(body) }) => body.to_owned(),
             other => panic!("{other:?}"),
         }));
     }
@@ -238,4 +240,25 @@ fn only_what_varies_by_user_stays_open() {
             Ok("T: B.".to_owned())
         ]
     );
+}
+
+#[test]
+fn buffers_are_reused_from_user_to_user() {
+    let data = json!({"title": "T"});
+    let shared = SharedContext { data: &data, actor: None, tenant: TenantContext { id: "t", name: "n" } };
+    let body = "{{data.title}} {{user.id}} {{#if user.attributes.vip}}{{default user.attributes.name \"you\"}}{{/if}}";
+    let template = compile(json!({"channels": {"in_app": {"body": body}}})).unwrap();
+    let prepared = template.prepare(Channel::InApp, None, &shared).unwrap();
+    let mut rendered = Rendered::new();
+    let mut buffers = Vec::new();
+    for id in ["a rather long user id, the longest of all", "b", "c"] {
+        let attributes = json!({"vip": true});
+        let user = UserContext { id, locale: None, time_zone: None, attributes: &attributes, unsubscribe_url: None };
+        prepared.render(&user, &mut rendered).unwrap();
+        let Some(Message::InApp { body: Some(body), .. }) = rendered.message() else { panic!("no body") };
+        assert_eq!(body, format!("T {id} you"));
+        assert_eq!(rendered.bytes(), body.len());
+        buffers.push(body.as_ptr());
+    }
+    assert!(buffers.iter().all(|buffer| *buffer == buffers[0]));
 }

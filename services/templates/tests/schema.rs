@@ -53,6 +53,8 @@ fn schemas_that_reach_out_or_never_end_are_refused() {
         json!({"type": "nonsense"}),
         json!({"pattern": "("}),
         json!({"pattern": "(?=look)around"}),
+        json!({"pattern": "(a{1000}){1000}"}),
+        json!({"anyOf": vec![json!({"pattern": "a"}); 100]}),
         json!({"description": "x".repeat(70_000)}),
         json!([]),
         json!("string"),

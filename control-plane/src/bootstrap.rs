@@ -1,0 +1,48 @@
+//! What must be there before the first call.
+
+use bytes::Bytes;
+use herald_core::policy::{KeyRow, SIGNING_SECRET, SecretRow, TenantRow, kind};
+
+use crate::{
+    keys::{self, NewKey, hex},
+    publisher::Publisher,
+    refusal::Refusal,
+    tenants,
+};
+
+/// The tenant of `herald dev`.
+pub const DEV_TENANT: &str = "demo";
+/// A key of the dev tenant with every tenant scope.
+pub const DEV_KEY: &str = "hk_dev_demo";
+/// The operator's key of `herald dev`.
+pub const DEV_ADMIN_KEY: &str = "hk_dev_admin";
+
+/// Creates the secret that signs end-user tokens, unless there is one. Many processes may do so at once.
+pub async fn ensure_secrets(publisher: &Publisher) -> Result<(), Refusal> {
+    if publisher.get::<SecretRow>(kind::SECRET, SIGNING_SECRET).await?.is_some() {
+        return Ok(());
+    }
+    let entropy = &publisher.world().entropy;
+    let secret: Vec<u8> = (0..4).flat_map(|_| entropy.next_u64().to_be_bytes()).collect();
+    let row = SecretRow { value: hex(&secret) };
+    let value = serde_json::to_vec(&row).map_err(|error| Refusal::Unavailable(error.to_string()))?;
+    // A mismatch means that another process was faster: its secret holds.
+    publisher.put(kind::SECRET, SIGNING_SECRET, Some(Bytes::from(value)), 0).await?;
+    Ok(())
+}
+
+/// Creates the tenant and the keys of `herald dev`, unless they are there. For loopback only: the keys are public.
+pub async fn ensure_dev(publisher: &Publisher, tenant_scopes: &[&str]) -> Result<(), Refusal> {
+    if publisher.get::<TenantRow>(kind::TENANT, DEV_TENANT).await?.is_none() {
+        tenants::put(publisher, DEV_TENANT, "Demo").await?;
+    }
+    let scopes: Vec<String> = tenant_scopes.iter().map(ToString::to_string).collect();
+    for (key, tenant_id, scopes) in [(DEV_KEY, Some(DEV_TENANT), scopes), (DEV_ADMIN_KEY, None, Vec::new())] {
+        let key_id = key.trim_start_matches("hk_");
+        if publisher.get::<KeyRow>(kind::KEY, key_id).await?.is_none() {
+            let new = NewKey { tenant_id: tenant_id.map(str::to_owned), name: key.into(), scopes, expires_ms: None };
+            keys::put(publisher, key_id, key, new, publisher.world().now_ms()).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! API keys: `hk_<key_id>_<secret>`. Only a hash is stored; the key is shown once.
+
+use bytes::Bytes;
+use herald_core::{
+    clock::Entropy,
+    policy::{KeyRow, kind},
+    ports::registry::Written,
+};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    publisher::{Publisher, read},
+    refusal::Refusal,
+    tenants::{self, check_name},
+};
+
+/// Keys of one page that are looked at for a filtered list.
+const MAX_SCANNED: usize = 1_000;
+const KEY_ID_CHARS: usize = 10;
+/// 130 bits.
+const SECRET_CHARS: usize = 26;
+/// Attempts at a deletion against other writers.
+const MAX_ATTEMPTS: usize = 16;
+
+/// What a key is made from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NewKey {
+    /// `None` for an operator's key.
+    pub tenant_id: Option<String>,
+    /// For people.
+    pub name: String,
+    /// What it may do.
+    pub scopes: Vec<String>,
+    /// Milliseconds since the epoch; `None` never expires.
+    pub expires_ms: Option<u64>,
+}
+
+/// A key, in the clear.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CreatedKey {
+    /// Its public part.
+    pub key_id: String,
+    /// The whole key.
+    pub key: String,
+}
+
+/// Creates a key. Its tenant must exist, and its scopes must be among `known_scopes`.
+pub async fn create(publisher: &Publisher, new: NewKey, known_scopes: &[&str]) -> Result<CreatedKey, Refusal> {
+    check_name(&new.name)?;
+    check_scopes(&new, known_scopes)?;
+    let now_ms = publisher.world().now_ms();
+    if new.expires_ms.is_some_and(|expires_ms| expires_ms <= now_ms) {
+        return Err(Refusal::malformed("expires_at", "invalid_value", "The key would have expired already."));
+    }
+    if let Some(tenant_id) = &new.tenant_id {
+        tenants::get(publisher, tenant_id).await.map_err(|refusal| match refusal {
+            Refusal::NotFound(_) => Refusal::rule("unknown_tenant", "Create the tenant before its keys."),
+            other => other,
+        })?;
+    }
+    let entropy = &*publisher.world().entropy;
+    let key_id = random_text(entropy, KEY_ID_CHARS);
+    let key = format!("hk_{key_id}_{}", random_text(entropy, SECRET_CHARS));
+    match put(publisher, &key_id, &key, new, now_ms).await? {
+        Written::Done(_) => Ok(CreatedKey { key_id, key }),
+        // One in 2^50: the caller tries again.
+        Written::VersionMismatch(_) => Err(Refusal::Unavailable("the key id is taken".into())),
+    }
+}
+
+/// Stores a given key under a given id, unless there is one.
+pub(crate) async fn put(
+    publisher: &Publisher,
+    key_id: &str,
+    key: &str,
+    new: NewKey,
+    now_ms: u64,
+) -> Result<Written, Refusal> {
+    let row = KeyRow {
+        key_id: key_id.to_owned(),
+        sha256: hex(&Sha256::digest(key.as_bytes())),
+        tenant_id: new.tenant_id,
+        name: new.name,
+        scopes: new.scopes,
+        created_ms: now_ms,
+        expires_ms: new.expires_ms,
+    };
+    let value = serde_json::to_vec(&row).map_err(|error| Refusal::Unavailable(error.to_string()))?;
+    publisher.put(kind::KEY, key_id, Some(Bytes::from(value)), 0).await
+}
+
+/// Keys after an id, in the order of ids, of one tenant if named. A bounded number is looked at: the list may be short
+/// while there is a place to go on from.
+pub async fn list(
+    publisher: &Publisher,
+    tenant_id: Option<&str>,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<(Vec<KeyRow>, Option<String>), Refusal> {
+    let scanned = if tenant_id.is_some() { MAX_SCANNED } else { limit };
+    let stored = publisher.registry().list(kind::KEY, "", after, scanned).await?;
+    let mut next = (stored.len() == scanned).then(|| stored.last().map(|last| last.key.clone())).flatten();
+    let mut rows = Vec::new();
+    for stored in stored {
+        let Some(value) = stored.value else { continue };
+        let row: KeyRow = read(kind::KEY, &value)?;
+        if tenant_id.is_none_or(|tenant_id| row.tenant_id.as_deref() == Some(tenant_id)) {
+            rows.push(row);
+            if rows.len() == limit {
+                next = Some(stored.key);
+                break;
+            }
+        }
+    }
+    Ok((rows, next))
+}
+
+/// Deletes a key. It is refused everywhere once the policy has arrived.
+pub async fn delete(publisher: &Publisher, key_id: &str) -> Result<(), Refusal> {
+    for _ in 0..MAX_ATTEMPTS {
+        let stored = publisher.registry().get(kind::KEY, key_id).await?;
+        let stored = stored.filter(|stored| stored.value.is_some()).ok_or(Refusal::NotFound("key"))?;
+        if let Written::Done(_) = publisher.put(kind::KEY, key_id, None, stored.version).await? {
+            return Ok(());
+        }
+    }
+    Err(Refusal::Unavailable("too many writers change this key at once".into()))
+}
+
+fn check_scopes(new: &NewKey, known_scopes: &[&str]) -> Result<(), Refusal> {
+    let unknown = new.scopes.iter().position(|scope| !known_scopes.contains(&scope.as_str()));
+    let problem = match unknown {
+        Some(at) => (format!("scopes[{at}]"), "unknown_scope"),
+        None if new.scopes.is_empty() && new.tenant_id.is_some() => ("scopes".to_owned(), "required"),
+        None if new.scopes.len() > known_scopes.len() => ("scopes".to_owned(), "too_many"),
+        None => return Ok(()),
+    };
+    Err(Refusal::malformed(&problem.0, problem.1, format!("The scopes are {}.", known_scopes.join(", "))))
+}
+
+/// Random characters of Crockford's base 32, five bits each.
+fn random_text(entropy: &dyn Entropy, chars: usize) -> String {
+    const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+    let mut text = String::with_capacity(chars);
+    while text.len() < chars {
+        let mut bits = entropy.next_u64();
+        for _ in 0..(chars - text.len()).min(12) {
+            text.push(ALPHABET[(bits & 31) as usize] as char);
+            bits >>= 5;
+        }
+    }
+    text
+}
+
+/// Bytes in hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

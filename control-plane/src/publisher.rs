@@ -1,0 +1,194 @@
+//! Writing policies: the registry first, then `control`.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use herald_core::{
+    clock::World,
+    outputs::FEATURE_LEVEL,
+    policy::{Policy, policy_key},
+    ports::{
+        log::{Log, NewRecord},
+        registry::{Registry, Versioned, Written},
+    },
+    record::{Control, Envelope, Schema},
+};
+use prost::Message;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{feed::control, refusal::Refusal};
+
+const APPLY_WITHIN: Duration = Duration::from_secs(5);
+const SWEEP_AT_ONCE: usize = 100;
+/// Attempts at a compare and set against other writers.
+const MAX_ATTEMPTS: usize = 64;
+
+/// Writes policies and publishes them.
+///
+/// A policy is stored, appended to `control`, and marked as published, in this order. What a crash leaves between is
+/// published by [`Publisher::sweep`]. Two processes may append versions of one policy in either order: readers pass over
+/// the older one, and whoever finds a newer version stored than it appended appends that too, so that the topic's last
+/// record, which compaction keeps, is the newest.
+pub struct Publisher {
+    log: Arc<dyn Log>,
+    registry: Arc<dyn Registry>,
+    policy: watch::Receiver<Arc<Policy>>,
+    world: World,
+    /// One append at a time keeps the order within the process.
+    appending: Mutex<()>,
+}
+
+impl Publisher {
+    /// A publisher. `policy` is fed by this process's [`crate::feed::policy_feed`].
+    pub fn new(
+        log: Arc<dyn Log>,
+        registry: Arc<dyn Registry>,
+        policy: watch::Receiver<Arc<Policy>>,
+        world: World,
+    ) -> Self {
+        Self { log, registry, policy, world, appending: Mutex::new(()) }
+    }
+
+    /// Where policies are stored.
+    pub fn registry(&self) -> &dyn Registry {
+        &*self.registry
+    }
+
+    /// What this process decides with.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.policy.borrow().clone()
+    }
+
+    /// Clock and entropy.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// Stores a policy (`None` deletes it) if the stored version is `expect`, publishes it, and returns once this
+    /// process decides with it. After an `Err` it is open whether it was stored; if it was, it will be published.
+    pub async fn put(&self, kind: &str, key: &str, value: Option<Bytes>, expect: u64) -> Result<Written, Refusal> {
+        let written = self.registry.put(kind, key, value, expect).await?;
+        if let Written::Done(_) = written {
+            let offset = self.publish(kind, key).await?;
+            self.applied(offset).await?;
+        }
+        Ok(written)
+    }
+
+    /// Reads a policy, decides, and stores what was decided, again whenever somebody else was faster. Returns what was
+    /// stored and its version.
+    pub async fn update<T: Serialize + DeserializeOwned>(
+        &self,
+        kind: &str,
+        key: &str,
+        mut decide: impl FnMut(Option<T>) -> Result<T, Refusal>,
+    ) -> Result<(T, u64), Refusal> {
+        for _ in 0..MAX_ATTEMPTS {
+            let stored = self.registry.get(kind, key).await?;
+            let expect = stored.as_ref().map_or(0, |stored| stored.version);
+            let decided = decide(stored.and_then(|stored| stored.value).map(|value| read(kind, &value)).transpose()?)?;
+            let value = serde_json::to_vec(&decided).map_err(|error| Refusal::Unavailable(error.to_string()))?;
+            if let Written::Done(version) = self.put(kind, key, Some(value.into()), expect).await? {
+                return Ok((decided, version));
+            }
+        }
+        Err(Refusal::Unavailable(format!("too many writers change {kind} at once")))
+    }
+
+    /// A stored policy; `None` if there is none or it is deleted.
+    pub async fn get<T: DeserializeOwned>(&self, kind: &str, key: &str) -> Result<Option<(T, u64)>, Refusal> {
+        let Some(Versioned { value: Some(value), version, .. }) = self.registry.get(kind, key).await? else {
+            return Ok(None);
+        };
+        Ok(Some((read(kind, &value)?, version)))
+    }
+
+    /// Publishes what is stored and not known to be on `control`; returns how many policies.
+    pub async fn sweep(&self) -> Result<usize, Refusal> {
+        let mut swept = 0;
+        loop {
+            let left_behind = self.registry.unpublished(SWEEP_AT_ONCE).await?;
+            for policy in &left_behind {
+                self.publish(&policy.kind, &policy.key).await?;
+            }
+            swept += left_behind.len();
+            if left_behind.len() < SWEEP_AT_ONCE {
+                return Ok(swept);
+            }
+        }
+    }
+
+    /// Appends the newest version until it is the newest; returns the last offset.
+    async fn publish(&self, kind: &str, key: &str) -> Result<u64, Refusal> {
+        let _one_at_a_time = self.appending.lock().await;
+        let vanished = || Refusal::Unavailable(format!("a stored {kind} vanished"));
+        let mut newest = self.registry.get(kind, key).await?.ok_or_else(vanished)?;
+        for _ in 0..MAX_ATTEMPTS {
+            let offsets = self.log.append(vec![self.record(&newest)]).await?;
+            let after = self.registry.get(kind, key).await?.ok_or_else(vanished)?;
+            if after.version == newest.version {
+                self.registry.published(kind, key, newest.version).await?;
+                return offsets.first().copied().ok_or_else(|| Refusal::Unavailable("the log gave no offset".into()));
+            }
+            newest = after;
+        }
+        Err(Refusal::Unavailable(format!("too many writers change {kind} at once")))
+    }
+
+    fn record(&self, policy: &Versioned) -> NewRecord {
+        let identity = self.log.identity();
+        let envelope = Envelope {
+            schema: Schema::Control as i32,
+            feature_level: FEATURE_LEVEL,
+            region: identity.region.clone(),
+            ..Envelope::default()
+        };
+        let body = Control {
+            kind: policy.kind.clone(),
+            key: policy.key.clone(),
+            version: policy.version,
+            value: policy.value.clone().unwrap_or_default(),
+            deleted: policy.value.is_none(),
+        };
+        NewRecord {
+            at: control(),
+            key: policy_key(&policy.kind, &policy.key).into(),
+            timestamp_ms: self.world.now_ms(),
+            envelope,
+            body: body.encode_to_vec().into(),
+        }
+    }
+
+    /// Returns once this process's feed has passed `offset`.
+    async fn applied(&self, offset: u64) -> Result<(), Refusal> {
+        let mut policy = self.policy.clone();
+        let waited = tokio::time::timeout(APPLY_WITHIN, policy.wait_for(|policy| policy.version > offset)).await;
+        match waited {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Refusal::Unavailable("the policy feed has ended".into())),
+            Err(_) => Err(Refusal::Unavailable("the change is stored and not yet applied here".into())),
+        }
+    }
+}
+
+/// Sweeps at once and then every `interval`, until shutdown.
+pub async fn sweep_until(publisher: Arc<Publisher>, interval: Duration, shutdown: CancellationToken) {
+    loop {
+        match publisher.sweep().await {
+            Ok(0) => {}
+            Ok(policies) => tracing::info!(policies, "published what was left behind"),
+            Err(error) => tracing::warn!(%error, "policies that were left behind could not be published"),
+        }
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(interval) => {}
+        }
+    }
+}
+
+pub(crate) fn read<T: DeserializeOwned>(kind: &str, value: &[u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(value).map_err(|error| Refusal::Unavailable(format!("a stored {kind} is damaged: {error}")))
+}

@@ -1,0 +1,52 @@
+//! Tenants.
+
+use herald_core::{
+    ids::TenantId,
+    policy::{TenantRow, kind},
+};
+
+use crate::{
+    publisher::{Publisher, read},
+    refusal::Refusal,
+};
+
+const MAX_NAME_BYTES: usize = 256;
+
+/// Creates or renames a tenant; returns it and its version.
+pub async fn put(publisher: &Publisher, tenant_id: &str, name: &str) -> Result<(TenantRow, u64), Refusal> {
+    let tenant =
+        TenantId::parse(tenant_id).map_err(|error| Refusal::malformed("tenant_id", "invalid_id", error.to_string()))?;
+    check_name(name)?;
+    let now_ms = publisher.world().now_ms();
+    publisher
+        .update(kind::TENANT, tenant.as_str(), |stored: Option<TenantRow>| {
+            let created_ms = stored.map_or(now_ms, |stored| stored.created_ms);
+            let name = if name.is_empty() { tenant_id } else { name }.to_owned();
+            Ok(TenantRow { tenant_id: tenant_id.to_owned(), name, created_ms, updated_ms: now_ms })
+        })
+        .await
+}
+
+/// A tenant and its version.
+pub async fn get(publisher: &Publisher, tenant_id: &str) -> Result<(TenantRow, u64), Refusal> {
+    publisher.get(kind::TENANT, tenant_id).await?.ok_or(Refusal::NotFound("tenant"))
+}
+
+/// Tenants after an id, in the order of ids.
+pub async fn list(publisher: &Publisher, after: Option<&str>, limit: usize) -> Result<Vec<(TenantRow, u64)>, Refusal> {
+    let stored = publisher.registry().list(kind::TENANT, "", after, limit).await?;
+    stored
+        .into_iter()
+        .filter_map(|stored| Some((stored.value?, stored.version)))
+        .map(|(value, version)| Ok((read(kind::TENANT, &value)?, version)))
+        .collect()
+}
+
+/// Checks a name for people.
+pub(crate) fn check_name(name: &str) -> Result<(), Refusal> {
+    if name.len() > MAX_NAME_BYTES || name.contains(char::is_control) {
+        let detail = format!("A name has at most {MAX_NAME_BYTES} bytes and no control characters.");
+        return Err(Refusal::malformed("name", "invalid_value", detail));
+    }
+    Ok(())
+}

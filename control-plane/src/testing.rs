@@ -1,0 +1,216 @@
+//! A log and a registry in memory whose faults a test commands.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use herald_core::{
+    clock::{Clock, Entropy, World},
+    policy::Policy,
+    ports::{
+        StoreError,
+        log::*,
+        registry::{Registry, Versioned, Written},
+    },
+    record::Control,
+    topic::{Group, Layout, TopicPartition},
+};
+use prost::Message;
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{feed::policy_feed, publisher::Publisher};
+
+pub(crate) struct FakeLog {
+    identity: Identity,
+    records: Mutex<Vec<Record>>,
+    appended: Notify,
+    pub(crate) fail_appends: AtomicU32,
+}
+
+impl FakeLog {
+    pub(crate) fn new() -> Arc<Self> {
+        let layout = Layout { shards: 1, requests: 1, receipts: 1 };
+        Arc::new(Self {
+            identity: Identity { region: "r".into(), epoch: 0, layout },
+            records: Mutex::default(),
+            appended: Notify::new(),
+            fail_appends: AtomicU32::new(0),
+        })
+    }
+
+    /// Every policy on `control`, in order.
+    pub(crate) fn published(&self) -> Vec<Control> {
+        let records = self.records.lock().unwrap();
+        records.iter().filter_map(|record| Control::decode(record.body.clone()).ok()).collect()
+    }
+}
+
+#[async_trait]
+impl Log for FakeLog {
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    async fn append(&self, new: Vec<NewRecord>) -> Result<Vec<u64>, LogError> {
+        tokio::task::yield_now().await;
+        if self.fail_appends.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+            return Err(LogError::Unavailable("commanded".into()));
+        }
+        let mut records = self.records.lock().unwrap();
+        let offsets = new
+            .into_iter()
+            .map(|NewRecord { at, key, timestamp_ms, envelope, body }| {
+                let offset = records.len() as u64;
+                records.push(Record { at, offset, key, timestamp_ms, envelope, body });
+                offset
+            })
+            .collect();
+        drop(records);
+        self.appended.notify_waiters();
+        Ok(offsets)
+    }
+
+    async fn subscribe(&self, _: Group, _: Member) -> Result<Box<dyn Subscription>, LogError> {
+        unreachable!("control is read without a group")
+    }
+
+    async fn read(&self, _: TopicPartition, from: u64, max: usize) -> Result<(Vec<Record>, u64), LogError> {
+        let records = self.records.lock().unwrap();
+        let read: Vec<Record> = records.iter().skip(from as usize).take(max).cloned().collect();
+        let next = from + read.len() as u64;
+        Ok((read, next))
+    }
+
+    async fn durable(&self, _: Mark) -> Result<(), LogError> {
+        Ok(())
+    }
+
+    async fn progress(&self, _: Group) -> Result<Vec<Progress>, LogError> {
+        Ok(Vec::new())
+    }
+
+    async fn reached(&self, _: TopicPartition, offset: u64) -> Result<(), LogError> {
+        loop {
+            let appended = self.appended.notified();
+            if self.records.lock().unwrap().len() as u64 > offset {
+                return Ok(());
+            }
+            appended.await;
+        }
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct FakeRegistry {
+    rows: Mutex<BTreeMap<(String, String), Versioned>>,
+}
+
+#[async_trait]
+impl Registry for FakeRegistry {
+    async fn get(&self, kind: &str, key: &str) -> Result<Option<Versioned>, StoreError> {
+        // Gives other writers their chance between a read and a write.
+        tokio::task::yield_now().await;
+        Ok(self.rows.lock().unwrap().get(&(kind.into(), key.into())).cloned())
+    }
+
+    async fn put(&self, kind: &str, key: &str, value: Option<Bytes>, expect: u64) -> Result<Written, StoreError> {
+        let mut rows = self.rows.lock().unwrap();
+        let id = (kind.to_owned(), key.to_owned());
+        let stored = rows.get(&id).map_or(0, |row| row.version);
+        if stored != expect {
+            return Ok(Written::VersionMismatch(stored));
+        }
+        let version = stored + 1;
+        rows.insert(id, Versioned { kind: kind.into(), key: key.into(), version, value, published: false });
+        Ok(Written::Done(version))
+    }
+
+    async fn list(
+        &self,
+        kind: &str,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Versioned>, StoreError> {
+        let rows = self.rows.lock().unwrap();
+        let wanted = |row: &&Versioned| {
+            row.kind == kind
+                && row.key.starts_with(prefix)
+                && after.is_none_or(|after| row.key.as_str() > after)
+                && row.value.is_some()
+        };
+        Ok(rows.values().filter(wanted).take(limit).cloned().collect())
+    }
+
+    async fn unpublished(&self, limit: usize) -> Result<Vec<Versioned>, StoreError> {
+        Ok(self.rows.lock().unwrap().values().filter(|row| !row.published).take(limit).cloned().collect())
+    }
+
+    async fn published(&self, kind: &str, key: &str, version: u64) -> Result<(), StoreError> {
+        if let Some(row) = self.rows.lock().unwrap().get_mut(&(kind.into(), key.into()))
+            && row.version == version
+        {
+            row.published = true;
+        }
+        Ok(())
+    }
+}
+
+/// A clock that stands and numbers that count.
+#[derive(Default)]
+struct Counted(AtomicU64);
+
+impl Clock for Counted {
+    fn now_ms(&self) -> u64 {
+        1_000_000
+    }
+}
+
+impl Entropy for Counted {
+    fn next_u64(&self) -> u64 {
+        self.0.fetch_add(0x9e37_79b9_7f4a_7c15, SeqCst)
+    }
+}
+
+/// One process's control plane with its feed.
+pub(crate) struct Process {
+    pub(crate) publisher: Arc<Publisher>,
+    feed: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Process {
+    pub(crate) fn start(log: &Arc<FakeLog>, registry: &Arc<FakeRegistry>) -> Self {
+        let (sender, policy) = watch::channel(Arc::new(Policy::default()));
+        let world = World { clock: Arc::new(Counted::default()), entropy: Arc::new(Counted::default()) };
+        let publisher = Arc::new(Publisher::new(log.clone(), registry.clone(), policy, world));
+        let feed = tokio::spawn(policy_feed(log.clone(), sender, CancellationToken::new()));
+        Self { publisher, feed }
+    }
+
+    /// Waits until this process decides with something.
+    pub(crate) async fn until(&self, what: &str, condition: impl Fn(&Policy) -> bool) {
+        let waited = async {
+            while !condition(&self.publisher.policy()) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(600), waited).await.unwrap_or_else(|_| panic!("in vain: {what}"));
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.feed.abort();
+    }
+}

@@ -1,0 +1,252 @@
+//! The control plane against a log and a registry whose faults are commanded. Time is paused: waits cost nothing.
+
+use std::{
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
+
+use herald_core::{
+    ids::TenantId,
+    people::User,
+    policy::{SIGNING_SECRET, kind, template_head_key},
+    ports::{log::Log, registry::Registry},
+    templates::{ChannelSources, InAppSource, PersonContext, TemplateSource},
+};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    bootstrap::{DEV_KEY, ensure_dev, ensure_secrets},
+    feed::{control, read_policy},
+    keys::{self, NewKey},
+    publisher::sweep_until,
+    refusal::Refusal,
+    templates::{self, PreviewRequest},
+    tenants,
+    testing::{FakeLog, FakeRegistry, Process},
+};
+
+fn source(body: &str) -> TemplateSource {
+    let in_app = Some(InAppSource { title: None, body: Some(body.into()) });
+    TemplateSource { channels: ChannelSources { in_app, ..Default::default() }, ..Default::default() }
+}
+
+fn demo() -> TenantId {
+    TenantId::trusted("demo")
+}
+
+struct World {
+    log: Arc<FakeLog>,
+    registry: Arc<FakeRegistry>,
+    process: Process,
+}
+
+fn world() -> World {
+    let (log, registry) = (FakeLog::new(), Arc::new(FakeRegistry::default()));
+    let process = Process::start(&log, &registry);
+    World { log, registry, process }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_put_answers_is_what_the_process_decides_with() {
+    let world = world();
+    let stored = templates::put(&world.process.publisher, &demo(), "hi", source("Hello"), true).await.unwrap();
+    assert_eq!((stored.version, stored.published), (1, true));
+    let policy = world.process.publisher.policy();
+    assert_eq!(policy.template(&demo(), "hi", None).unwrap().row.source, source("Hello"));
+    assert!(policy.template(&TenantId::trusted("other"), "hi", None).is_none());
+    assert_eq!(world.registry.unpublished(10).await.unwrap(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_uploads_at_once_get_different_versions_in_every_process() {
+    let world = world();
+    let other = Process::start(&world.log, &world.registry);
+    let put = |process: &Process, n: u32| {
+        let (publisher, body) = (process.publisher.clone(), format!("body {n}"));
+        tokio::spawn(async move { templates::put(&publisher, &demo(), "t", source(&body), true).await.unwrap() })
+    };
+    let tasks: Vec<_> = (0..16).map(|n| put(if n % 2 == 0 { &world.process } else { &other }, n)).collect();
+    let mut versions = Vec::new();
+    for task in tasks {
+        versions.push(task.await.unwrap().version);
+    }
+    versions.sort_unstable();
+    assert_eq!(versions, (1..=16).collect::<Vec<u32>>());
+    for process in [&world.process, &other] {
+        let head = |p: &herald_core::policy::Policy| p.template_head(&demo(), "t").cloned();
+        process.until("the newest is live", |p| head(p).is_some_and(|h| (h.live, h.latest) == (Some(16), 16))).await;
+    }
+    // A compacted topic keeps the last record of a key: that must be the newest.
+    let stored = world.registry.get(kind::TEMPLATE_HEAD, &template_head_key(&demo(), "t")).await.unwrap().unwrap();
+    let last = world.log.published().into_iter().rfind(|control| control.kind == kind::TEMPLATE_HEAD).unwrap();
+    assert_eq!((last.version, Some(last.value)), (stored.version, stored.value));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_sweeper_publishes_what_a_crash_left_behind() {
+    let world = world();
+    world.log.fail_appends.store(1, SeqCst);
+    let refused = tenants::put(&world.process.publisher, "acme", "Acme").await;
+    assert!(matches!(refused, Err(Refusal::Unavailable(_))), "{refused:?}");
+    assert!(world.process.publisher.policy().tenant(&TenantId::trusted("acme")).is_none());
+
+    let shutdown = CancellationToken::new();
+    let sweeper = sweep_until(world.process.publisher.clone(), Duration::from_secs(10), shutdown.clone());
+    let sweeper = tokio::spawn(sweeper);
+    world.process.until("the tenant", |policy| policy.tenant(&TenantId::trusted("acme")).is_some()).await;
+    assert_eq!(world.process.publisher.sweep().await.unwrap(), 0);
+
+    // A deletion that was left behind is published too, later.
+    let key = create_key(&world, Some("acme"), &["notify"]).await.unwrap();
+    world.log.fail_appends.store(1, SeqCst);
+    assert!(keys::delete(&world.process.publisher, &key.key_id).await.is_err());
+    world.process.until("the deletion", |policy| policy.key(&key.key_id).is_none()).await;
+    shutdown.cancel();
+    sweeper.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn drafts_stay_back_and_a_rollback_never_makes_one_live() {
+    let world = world();
+    let publisher = &world.process.publisher;
+    let put = async |body, publish| templates::put(publisher, &demo(), "t", source(body), publish).await;
+    let draft = put("one", false).await.unwrap();
+    assert_eq!((draft.version, draft.published), (1, false));
+    assert!(publisher.policy().template(&demo(), "t", None).is_none());
+    assert_eq!(templates::publish(publisher, &demo(), "t", None).await.unwrap().live, Some(1));
+    put("two", false).await.unwrap();
+    assert!(put("three", true).await.unwrap().published);
+    assert_eq!(publisher.policy().template(&demo(), "t", None).unwrap().row.version, 3);
+
+    assert_eq!(templates::rollback(publisher, &demo(), "t", None).await.unwrap().live, Some(1), "2 is a draft");
+    let nothing = templates::rollback(publisher, &demo(), "t", None).await.unwrap_err();
+    assert!(matches!(nothing, Refusal::Rule { code: "nothing_to_roll_back", .. }), "{nothing:?}");
+    assert_eq!(templates::rollback(publisher, &demo(), "t", Some(3)).await.unwrap().live, Some(3));
+    for missing in [Some(9), Some(0)] {
+        let refused = templates::publish(publisher, &demo(), "t", missing).await.unwrap_err();
+        assert!(matches!(refused, Refusal::NotFound(_)), "{refused:?}");
+    }
+    let other = templates::get(publisher, &TenantId::trusted("other"), "t", None).await.unwrap_err();
+    assert_eq!(other, Refusal::NotFound("template"));
+
+    let found = templates::get(publisher, &demo(), "t", Some(2)).await.unwrap();
+    assert_eq!((found.published(), found.row.source), (false, source("two")));
+    put("four", false).await.unwrap();
+    templates::put(publisher, &demo(), "u", source("u"), false).await.unwrap();
+    let listed = templates::list(publisher, &demo(), None, 10).await.unwrap();
+    let listed: Vec<_> = listed.iter().map(|found| (found.row.template_id.as_str(), found.row.version)).collect();
+    assert_eq!(listed, [("t", 3), ("u", 1)]);
+    assert_eq!(templates::list(publisher, &demo(), Some("t"), 10).await.unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_template_that_does_not_compile_is_refused_with_line_and_column() {
+    let world = world();
+    let broken = source("Hello\n  {{#if data.x}} no end");
+    let refused = templates::put(&world.process.publisher, &demo(), "t", broken, true).await.unwrap_err();
+    let Refusal::Rule { code: "template_invalid", fields, .. } = refused else { panic!("{refused:?}") };
+    assert_eq!(fields[0].field, "channels.in_app.body");
+    assert!(fields[0].detail.starts_with("line "), "{fields:?}");
+    assert!(fields[0].detail.contains("column "), "{fields:?}");
+    assert_eq!(world.log.published().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_preview_is_what_the_user_would_get() {
+    let world = world();
+    let publisher = &world.process.publisher;
+    tenants::put(publisher, "demo", "Demo Inc").await.unwrap();
+    let text = "{{user.id}} of {{tenant.name}}: {{data.n}}";
+    templates::put(publisher, &demo(), "t", source(text), false).await.unwrap();
+    let user = User { user_id: "u1".into(), ..User::default() };
+    let preview = async |channel, data: Value| {
+        let user = PersonContext { id: &user.user_id, locale: None, time_zone: None, attributes: &Value::Null };
+        let request = PreviewRequest { channel, version: None, locale: None, data: &data, user };
+        templates::preview(publisher, &demo(), "t", &request).await
+    };
+    assert_eq!(preview("in_app", json!({"n": 3})).await.unwrap().parts["body"], "u1 of Demo Inc: 3");
+    let missing = preview("in_app", json!({})).await.unwrap_err();
+    assert!(matches!(missing, Refusal::Rule { code: "template_data", .. }), "{missing:?}");
+    assert!(matches!(preview("email", json!({"n": 3})).await, Err(Refusal::Rule { code: "template_channel", .. })));
+    assert!(matches!(preview("fax", json!({"n": 3})).await, Err(Refusal::Malformed(_))));
+}
+
+async fn create_key(world: &World, tenant: Option<&str>, scopes: &[&str]) -> Result<keys::CreatedKey, Refusal> {
+    let new = NewKey {
+        tenant_id: tenant.map(str::to_owned),
+        name: "k".into(),
+        scopes: scopes.iter().map(ToString::to_string).collect(),
+        expires_ms: None,
+    };
+    keys::create(&world.process.publisher, new, &["notify", "users:read"]).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_stored_as_its_hash_and_refused_after_its_deletion() {
+    let world = world();
+    tenants::put(&world.process.publisher, "acme", "Acme").await.unwrap();
+    let created = create_key(&world, Some("acme"), &["notify"]).await.unwrap();
+    let secret = created.key.strip_prefix(&format!("hk_{}_", created.key_id)).unwrap();
+    assert_eq!((created.key_id.len(), secret.len()), (10, 26));
+    let row = world.process.publisher.policy().key(&created.key_id).unwrap().clone();
+    assert_eq!(row.sha256, keys::hex(&Sha256::digest(created.key.as_bytes())));
+    let everything = format!("{:?}", world.log.read(control(), 0, 100).await.unwrap());
+    assert!(!everything.contains(secret), "the secret is on the log");
+
+    let second = create_key(&world, Some("acme"), &["notify"]).await.unwrap();
+    assert_ne!(created.key, second.key);
+    create_key(&world, None, &[]).await.unwrap();
+    let (listed, next) = keys::list(&world.process.publisher, Some("acme"), None, 1).await.unwrap();
+    assert_eq!(listed.len(), 1);
+    let (rest, _) = keys::list(&world.process.publisher, Some("acme"), next.as_deref(), 10).await.unwrap();
+    assert_eq!(rest.len(), 1);
+
+    keys::delete(&world.process.publisher, &created.key_id).await.unwrap();
+    assert!(world.process.publisher.policy().key(&created.key_id).is_none());
+    assert_eq!(keys::delete(&world.process.publisher, &created.key_id).await, Err(Refusal::NotFound("key")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_needs_a_tenant_that_exists_and_scopes_that_are_known() {
+    let world = world();
+    tenants::put(&world.process.publisher, "acme", "Acme").await.unwrap();
+    let unknown = create_key(&world, Some("nobody"), &["notify"]).await.err().unwrap();
+    assert!(matches!(unknown, Refusal::Rule { code: "unknown_tenant", .. }), "{unknown:?}");
+    for scopes in [&["root"][..], &[]] {
+        let refused = create_key(&world, Some("acme"), scopes).await.err().unwrap();
+        assert!(matches!(refused, Refusal::Malformed(_)), "{refused:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_must_be_there_is_created_once() {
+    let world = world();
+    let other = Process::start(&world.log, &world.registry);
+    let (one, two) = tokio::join!(ensure_secrets(&world.process.publisher), ensure_secrets(&other.publisher));
+    one.and(two).unwrap();
+    ensure_dev(&world.process.publisher, &["notify"]).await.unwrap();
+    let before = world.log.published().len();
+    let restarted = Process::start(&world.log, &world.registry);
+    ensure_secrets(&restarted.publisher).await.unwrap();
+    ensure_dev(&restarted.publisher, &["notify"]).await.unwrap();
+    assert_eq!(world.log.published().len(), before);
+
+    let policy = read_policy(&*world.log).await.unwrap();
+    assert_eq!(policy.secret(SIGNING_SECRET).map(str::len), Some(64));
+    let key = policy.key("dev_demo").unwrap();
+    assert_eq!(key.sha256, keys::hex(&Sha256::digest(DEV_KEY.as_bytes())));
+    assert_eq!((key.tenant_id.as_deref(), key.scopes.as_slice()), (Some("demo"), &["notify".to_owned()][..]));
+    assert_eq!(policy.key("dev_admin").unwrap().tenant_id, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_feed_passes_over_what_it_cannot_read() {
+    let world = world();
+    let (kind, key) = (kind::TENANT, "bad");
+    world.process.publisher.put(kind, key, Some("not json".into()), 0).await.unwrap();
+    world.process.publisher.put("a kind of the future", "x", Some("{}".into()), 0).await.unwrap();
+    tenants::put(&world.process.publisher, "good", "Good").await.unwrap();
+    assert!(world.process.publisher.policy().tenant(&TenantId::trusted("good")).is_some());
+}

@@ -50,6 +50,11 @@ impl DoneMap {
         self.runs.iter().skip(1).step_by(2).map(|run| u64::from(*run)).sum()
     }
 
+    /// How many instances the map speaks of; those behind are unfinished.
+    pub fn span(&self) -> usize {
+        self.runs.iter().map(|run| *run as usize).sum()
+    }
+
     /// The flags, then `false` for ever.
     pub fn flags(&self) -> impl Iterator<Item = bool> + '_ {
         self.runs

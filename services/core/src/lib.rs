@@ -5,6 +5,8 @@
 
 pub mod books;
 pub mod clock;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod done_map;
 pub mod fair;
 pub mod ids;

@@ -1,1 +1,115 @@
-//! Herald.
+//! The worker: profiles, pace, claim, render, deliver, retry; and the router, which brings waiting records back.
+//!
+//! Who owns a shard knows its users. A worker decides at the moment of sending, with profiles and preferences that it
+//! keeps in memory and with `user-changes` read to its end. What it decided and what providers answered is committed
+//! every few milliseconds, together with a map of what is finished, so one slow answer holds up nothing.
+
+mod claiming;
+mod decide;
+mod delivery;
+mod in_app;
+mod live;
+mod people;
+mod prepare;
+mod receipts;
+mod retry;
+mod router;
+mod shard;
+mod stage;
+mod stats;
+mod window;
+
+use std::sync::Arc;
+
+use herald_core::{
+    clock::World,
+    policy::Policy,
+    ports::{
+        channel::Channel,
+        claims::Claims,
+        directory::Directory,
+        inbox::Inbox,
+        log::{Log, Member},
+        sessions::Sessions,
+    },
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use router::run as run_router;
+pub use stats::Stats;
+
+/// What an operator may set.
+#[derive(Debug, Clone, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Records taken in one poll.
+    pub poll_records: usize,
+    /// Unfinished instances that a shard holds in memory.
+    pub window_instances: u64,
+    /// Instances handed to providers whose outcome is not durably committed: what may be sent twice after a crash.
+    pub in_doubt_instances: u64,
+    /// Time between commits while there is something to commit.
+    pub commit_interval_ms: u64,
+    /// People kept in memory.
+    pub cached_people: usize,
+    /// Cached people are read again after this time.
+    pub cached_people_max_age_ms: u64,
+    /// How long a provider may take to answer.
+    pub send_deadline_ms: u64,
+    /// Attempts of a message before it is dead.
+    pub max_attempts: u32,
+    /// The base of the exponential backoff.
+    pub retry_base_ms: u64,
+    /// The longest backoff.
+    pub retry_cap_ms: u64,
+    /// Where unsubscribe links lead; the gateway's address as mail readers see it.
+    pub public_url: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            poll_records: 512,
+            window_instances: 16_384,
+            in_doubt_instances: 1_024,
+            commit_interval_ms: 5,
+            cached_people: 200_000,
+            cached_people_max_age_ms: 600_000,
+            send_deadline_ms: 30_000,
+            max_attempts: 8,
+            retry_base_ms: 250,
+            retry_cap_ms: 300_000,
+            public_url: "http://127.0.0.1:8080".into(),
+        }
+    }
+}
+
+/// What the role works with.
+#[derive(Clone)]
+pub struct Deps {
+    /// The log.
+    pub log: Arc<dyn Log>,
+    /// Profiles and preferences.
+    pub directory: Arc<dyn Directory>,
+    /// Dedupe claims.
+    pub claims: Arc<dyn Claims>,
+    /// In-app feeds.
+    pub inbox: Arc<dyn Inbox>,
+    /// Live connections.
+    pub sessions: Arc<dyn Sessions>,
+    /// Providers; the first of a kind serves the channel.
+    pub channels: Vec<Arc<dyn Channel>>,
+    /// Tenants and templates.
+    pub policy: watch::Receiver<Arc<Policy>>,
+    /// Clock and chance.
+    pub world: World,
+    /// What is counted.
+    pub stats: Arc<Stats>,
+}
+
+/// Runs one member of the role until `shutdown`; then starts nothing new, waits for answers up to two seconds,
+/// commits, and returns.
+pub async fn run(config: Config, deps: Deps, member: Member, shutdown: CancellationToken) -> anyhow::Result<()> {
+    stage::Worker::new(config, deps, member).await?.run(shutdown).await
+}

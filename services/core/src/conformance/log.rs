@@ -1,0 +1,1 @@
+//! What every [`Log`](crate::ports::log::Log) promises.

@@ -1,0 +1,176 @@
+//! The router: what waits in a delay tier leaves it after the tier's delay, into the next tier that is not past its due
+//! time, or back to its topic.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use herald_core::{
+    clock::World,
+    ports::log::{Commit, Committed, Log, LogError, Member, NewRecord, Position, Record, Subscription},
+    topic::{Group, Topic, TopicPartition, tier_delay_ms, tier_for},
+};
+use tokio_util::sync::CancellationToken;
+
+/// Records held in memory from one tier.
+const HELD_RECORDS: usize = 1_000;
+
+/// The longest time between two looks at the clock; a step of the wall clock is noticed within it.
+const MAX_WAIT: Duration = Duration::from_millis(250);
+
+struct Router {
+    world: World,
+    subscription: Box<dyn Subscription>,
+    tiers: BTreeMap<TopicPartition, VecDeque<Record>>,
+}
+
+/// Runs one member of the role until `shutdown`.
+pub async fn run(log: Arc<dyn Log>, world: World, member: Member, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let subscription = log.subscribe(Group::Router, member).await?;
+    let mut router = Router { world, subscription, tiers: BTreeMap::new() };
+    while !shutdown.is_cancelled() {
+        let wait = router.wait();
+        let polled = tokio::select! {
+            polled = router.subscription.poll(HELD_RECORDS, wait) => polled,
+            () = shutdown.cancelled() => break,
+        };
+        match polled {
+            Ok(polled) => {
+                for at in polled.revoked {
+                    router.tiers.remove(&at);
+                }
+                for (at, _) in polled.assigned {
+                    router.tiers.insert(at, VecDeque::new());
+                }
+                for record in polled.records {
+                    router.tiers.entry(record.at).or_default().push_back(record);
+                }
+            }
+            Err(error @ LogError::Damaged(_)) => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!(%error, "delay tiers cannot be polled");
+                tokio::time::sleep(MAX_WAIT).await;
+            }
+        }
+        router.pass_on().await?;
+    }
+    Ok(())
+}
+
+impl Router {
+    fn leaves_at_ms(at: &TopicPartition, record: &Record) -> u64 {
+        let Topic::Delayed(tier) = at.topic else { return 0 };
+        let due_ms = record.envelope.waiting.as_ref().map_or(0, |waiting| waiting.due_ms);
+        // The shortest tier may hold what is due earlier than its delay.
+        if tier == 0 {
+            due_ms.min(record.timestamp_ms + tier_delay_ms(0))
+        } else {
+            record.timestamp_ms + tier_delay_ms(tier)
+        }
+    }
+
+    fn wait(&self) -> Duration {
+        let now_ms = self.world.now_ms();
+        let next = self.tiers.iter().filter_map(|(at, held)| held.front().map(|r| Self::leaves_at_ms(at, r))).min();
+        next.map_or(MAX_WAIT, |ms| Duration::from_millis(ms.saturating_sub(now_ms).max(1)).min(MAX_WAIT))
+    }
+
+    /// Moves what has waited long enough, in one commit.
+    async fn pass_on(&mut self) -> anyhow::Result<()> {
+        let now_ms = self.world.now_ms();
+        let mut commit = Commit::default();
+        for (at, held) in &mut self.tiers {
+            let mut moved = None;
+            while held.front().is_some_and(|record| Self::leaves_at_ms(at, record) <= now_ms) {
+                if let Some(record) = held.pop_front() {
+                    moved = Some(record.offset + 1);
+                    commit.outputs.extend(next_place(record, now_ms));
+                }
+            }
+            if let Some(offset) = moved {
+                commit.positions.push((*at, Position { offset, ..Position::default() }));
+            }
+            self.subscription.pause(*at, held.len() >= HELD_RECORDS);
+        }
+        if commit.positions.is_empty() {
+            return Ok(());
+        }
+        match self.subscription.commit(commit).await? {
+            Committed::Done(_) => Ok(()),
+            Committed::Fenced => anyhow::bail!("another router owns these tiers now"),
+        }
+    }
+}
+
+/// Where a record goes from its tier. `None` if it does not say where it came from, which is reported.
+fn next_place(record: Record, now_ms: u64) -> Option<NewRecord> {
+    let Record { at, offset, envelope, body, .. } = record;
+    let home = envelope.waiting.as_ref().and_then(|waiting| {
+        let topic = Topic::of_code(u8::try_from(waiting.topic).ok()?)?;
+        Some((waiting.due_ms, TopicPartition { topic, partition: waiting.partition }))
+    });
+    let Some((due_ms, home)) = home else {
+        tracing::error!(%at, offset, "a waiting record has no home; it is a dead letter");
+        let at = TopicPartition { topic: Topic::Dead, partition: 0 };
+        return Some(NewRecord { at, key: Default::default(), timestamp_ms: now_ms, envelope, body });
+    };
+    let remaining_ms = due_ms.saturating_sub(now_ms);
+    let (at, envelope) = if remaining_ms == 0 {
+        (home, herald_core::record::Envelope { waiting: None, ..envelope })
+    } else {
+        (TopicPartition { topic: Topic::Delayed(tier_for(remaining_ms)), partition: 0 }, envelope)
+    };
+    Some(NewRecord { at, key: Default::default(), timestamp_ms: now_ms, envelope, body })
+}
+
+#[cfg(test)]
+mod tests {
+    use herald_core::{
+        record::{Envelope, Waiting},
+        topic::Lane,
+    };
+
+    use super::*;
+
+    fn waiting(due_ms: u64, tier: u8) -> Record {
+        let home = Waiting { due_ms, topic: Topic::Deliveries(Lane::Bulk).code().into(), partition: 3 };
+        Record {
+            at: TopicPartition { topic: Topic::Delayed(tier), partition: 0 },
+            offset: 0,
+            key: Default::default(),
+            timestamp_ms: 0,
+            envelope: Envelope { waiting: Some(home), ..Default::default() },
+            body: Default::default(),
+        }
+    }
+
+    /// From tier to tier a record comes home at its due time, at most one shortest delay late.
+    #[test]
+    fn a_record_comes_home_when_it_is_due() {
+        for due_ms in [0, 1, 249, 250, 1_700, 63_999, 3_600_000, 30 * 86_400_000] {
+            let (mut now_ms, mut hops) = (0, 0);
+            let mut record = waiting(due_ms, tier_for(due_ms));
+            loop {
+                now_ms = Router::leaves_at_ms(&record.at, &record).max(now_ms);
+                let next = next_place(record, now_ms).unwrap();
+                hops += 1;
+                if next.at.topic == Topic::Deliveries(Lane::Bulk) {
+                    assert_eq!((next.at.partition, next.envelope.waiting), (3, None));
+                    break;
+                }
+                record = Record {
+                    at: next.at,
+                    offset: 0,
+                    key: next.key,
+                    timestamp_ms: next.timestamp_ms,
+                    envelope: next.envelope,
+                    body: next.body,
+                };
+            }
+            assert!((due_ms..=due_ms + 250).contains(&now_ms), "due {due_ms}, home {now_ms}");
+            assert!(hops <= 72, "{hops} hops for {due_ms}");
+        }
+    }
+}

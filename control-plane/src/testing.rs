@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU32, AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -36,6 +36,9 @@ pub(crate) struct FakeLog {
     records: Mutex<Vec<Record>>,
     appended: Notify,
     pub(crate) fail_appends: AtomicU32,
+    /// The next append waits until it is released; those after it pass.
+    pub(crate) hold_next_append: AtomicBool,
+    pub(crate) release: Notify,
 }
 
 impl FakeLog {
@@ -46,6 +49,8 @@ impl FakeLog {
             records: Mutex::default(),
             appended: Notify::new(),
             fail_appends: AtomicU32::new(0),
+            hold_next_append: AtomicBool::new(false),
+            release: Notify::new(),
         })
     }
 
@@ -64,6 +69,9 @@ impl Log for FakeLog {
 
     async fn append(&self, new: Vec<NewRecord>) -> Result<Vec<u64>, LogError> {
         tokio::task::yield_now().await;
+        if self.hold_next_append.swap(false, SeqCst) {
+            self.release.notified().await;
+        }
         if self.fail_appends.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
             return Err(LogError::Unavailable("commanded".into()));
         }
@@ -104,6 +112,8 @@ impl Log for FakeLog {
         loop {
             let appended = self.appended.notified();
             if self.records.lock().unwrap().len() as u64 > offset {
+                // News takes its time, as between processes.
+                tokio::time::sleep(Duration::from_millis(10)).await;
                 return Ok(());
             }
             appended.await;

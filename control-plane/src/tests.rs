@@ -85,6 +85,26 @@ async fn two_uploads_at_once_get_different_versions_in_every_process() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_process_that_appends_late_does_not_leave_its_older_version_last() {
+    let world = world();
+    let other = Process::start(&world.log, &world.registry);
+    world.log.hold_next_append.store(true, SeqCst);
+    let publisher = world.process.publisher.clone();
+    let late = tokio::spawn(async move { tenants::put(&publisher, "acme", "Old").await });
+    while world.log.hold_next_append.load(SeqCst) {
+        tokio::task::yield_now().await;
+    }
+    tenants::put(&other.publisher, "acme", "New").await.unwrap();
+    world.log.release.notify_one();
+    late.await.unwrap().unwrap();
+    let versions: Vec<u64> = world.log.published().iter().map(|control| control.version).collect();
+    assert_eq!(versions, [2, 1, 2]);
+    for process in [&world.process, &other] {
+        assert_eq!(process.publisher.policy().tenant(&TenantId::trusted("acme")).unwrap().name, "New");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_sweeper_publishes_what_a_crash_left_behind() {
     let world = world();
     world.log.fail_appends.store(1, SeqCst);

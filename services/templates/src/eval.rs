@@ -215,21 +215,10 @@ impl<'a> Eval<'_, '_, '_, 'a> {
                 self.out.meter.look_at(key.weight().saturating_mul(16))?;
                 collection.lookup(&key)
             }
-            (Helper::Eq | Helper::Ne, [second, ..]) => {
+            (Helper::Eq | Helper::Ne | Helper::Gt | Helper::Gte | Helper::Lt | Helper::Lte, [second, ..]) => {
                 let (left, right) = (self.need(first)?, self.need(second)?);
                 self.out.meter.look_at(left.weight().max(right.weight()))?;
-                Val::Bool(left.equals(&right) == (helper == Helper::Eq))
-            }
-            (Helper::Gt | Helper::Gte | Helper::Lt | Helper::Lte, [second, ..]) => {
-                let (left, right) = (self.need(first)?, self.need(second)?);
-                self.out.meter.look_at(left.weight().max(right.weight()))?;
-                let order = left.compare(&right);
-                Val::Bool(order.is_some_and(|order| match helper {
-                    Helper::Gt => order.is_gt(),
-                    Helper::Gte => order.is_ge(),
-                    Helper::Lt => order.is_lt(),
-                    _ => order.is_le(),
-                }))
+                Val::Bool(left.satisfies(helper, &right))
             }
             (Helper::Len, _) => {
                 let value = self.need(first)?;
@@ -357,6 +346,18 @@ impl<'a> Val<'a> {
             Self::Json(Value::Object(fields)) => fields.len(),
             Self::Str(text) => text.chars().count(),
             _ => 0,
+        }
+    }
+
+    /// Whether the comparison that `helper` names holds.
+    fn satisfies(&self, helper: Helper, other: &Self) -> bool {
+        match helper {
+            Helper::Eq => self.equals(other),
+            Helper::Ne => !self.equals(other),
+            Helper::Gt => self.compare(other).is_some_and(Ordering::is_gt),
+            Helper::Gte => self.compare(other).is_some_and(Ordering::is_ge),
+            Helper::Lt => self.compare(other).is_some_and(Ordering::is_lt),
+            _ => self.compare(other).is_some_and(Ordering::is_le),
         }
     }
 

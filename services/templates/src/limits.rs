@@ -30,7 +30,7 @@ pub struct Limits {
     pub output_bytes: usize,
     /// Iterations of all `each` blocks of one rendered message together.
     pub iterations: u32,
-    /// Work of one rendered message. A unit is one step or sixteen bytes looked at, at most some 10 ns, so a million
+    /// Work of one rendered message. A unit is one step or sixteen bytes looked at, at most some 20 ns, so half a million
     /// of them is the limit of 10 ms. It is counted instead of timed so that the same message ends the same way on
     /// a busy machine.
     pub work_units: usize,
@@ -52,7 +52,7 @@ impl Default for Limits {
             dedupe_window_s: 30 * 86_400,
             output_bytes: 256 * 1024,
             iterations: 10_000,
-            work_units: 1_000_000,
+            work_units: 500_000,
         }
     }
 }

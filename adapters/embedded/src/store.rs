@@ -1,1 +1,86 @@
-//! To be written.
+//! The stores: tables of rows in one key-value database.
+//!
+//! These formats are for good. A table is the first byte of a key; in keys, a text or a blob that is not last is
+//! prefixed with its length (2 bytes), and numbers are big-endian, so that a table is sorted by its parts. A value
+//! begins with a format byte (1 everywhere), then protobuf unless the table says otherwise ([`rows`]).
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | 0x01 person | tenant, user | profile and preferences, either may be absent |
+//! | 0x02 audience | tenant, kind, owner, first (hash, user) | packed ids in the order of (hash, user); see [`chunks`] |
+//! | 0x10 admission | tenant, key | the admission |
+//! | 0x11 admission by age | hour of first use, tenant, key | nothing |
+//! | 0x20 totals | notification | the books |
+//! | 0x21 admitted | notification | the admitted row |
+//! | 0x22 tenant's requests | tenant, accepted, notification | nothing |
+//! | 0x23 receipts | notification, partition, offset, index in the record | a `Receipts` record without its id |
+//! | 0x24 users' log | hour ended, bucket of the user's hash, partition, first offset | by hand; see [`user_log`] |
+//! | 0x25 notifications by age | day of a change, notification | nothing |
+//! | 0x30 inbox item | tenant, user, epoch, offset, index | by hand; see [`items`] |
+//! | 0x31 inbox section | epoch, shard, offset, section | what the section's items share |
+//! | 0x32 inbox section's gone | as 0x31 | how many of its items are gone |
+//! | 0x33 feed | tenant, user | counts up to an event; see [`feeds`] |
+//! | 0x34 inbox applied | shard | (epoch, offset) of the last record written |
+//! | 0x40 policy | kind, key | version, value |
+//! | 0x41 unpublished policy | kind, key | nothing |
+//!
+//! Everything that reads before it writes does so under a lock of a stripe ([`locks`]), so there is one process to a
+//! database. Calls run to their end without waiting, but for [`crate::kv::ready`] before a write.
+
+pub mod admissions;
+pub mod chunks;
+pub mod directory;
+pub mod feeds;
+pub mod inbox;
+pub mod items;
+pub mod keys;
+pub mod ledger;
+pub mod locks;
+pub mod registry;
+pub mod rows;
+pub mod user_log;
+
+use std::sync::Arc;
+
+use herald_core::ports::StoreError;
+
+use self::{
+    admissions::AdmissionStore, directory::DirectoryStore, inbox::InboxStore, ledger::LedgerStore,
+    registry::RegistryStore,
+};
+use crate::kv::Kv;
+
+/// All stores of one database.
+#[derive(Clone)]
+pub struct Stores {
+    /// Idempotency keys.
+    pub admissions: Arc<AdmissionStore>,
+    /// Users and audiences.
+    pub directory: Arc<DirectoryStore>,
+    /// Books and receipts.
+    pub ledger: Arc<LedgerStore>,
+    /// Feeds.
+    pub inbox: Arc<InboxStore>,
+    /// Policies.
+    pub registry: Arc<RegistryStore>,
+}
+
+impl Stores {
+    /// The stores of a database. There must be one such set a database, since the locks are in it.
+    pub fn open(kv: Arc<dyn Kv>) -> Self {
+        Self {
+            admissions: Arc::new(AdmissionStore::new(kv.clone())),
+            directory: Arc::new(DirectoryStore::new(kv.clone())),
+            ledger: Arc::new(LedgerStore::new(kv.clone())),
+            inbox: Arc::new(InboxStore::new(kv.clone())),
+            registry: Arc::new(RegistryStore::new(kv)),
+        }
+    }
+
+    /// Deletes a bounded number of rows that are too old. Returns whether there may be more: then call it again soon,
+    /// else in a minute. What is kept for `retention_ms` is the ledger; admissions are kept for two days.
+    pub fn expire(&self, now_ms: u64, retention_ms: u64) -> Result<bool, StoreError> {
+        let admissions = self.admissions.expire(now_ms)?;
+        Ok(self.ledger.expire(now_ms, retention_ms)? || admissions)
+    }
+}

@@ -1,0 +1,274 @@
+//! Audiences: sorted sets of user ids, cut into chunks of at most 256.
+//!
+//! The members of an audience are sorted by (hash, user), where hash is [`user_hash`]. A chunk is a row that holds
+//! those from its own (hash, user), which its key ends with, up to the next chunk's: a format byte and the packed ids.
+//! So the chunk of a member is the last one at or before it; where there is none, the first chunk is made with
+//! (0, "") as its key. A chunk that grows too long is cut, one that runs low takes in its successor, an empty one goes.
+//!
+//! Editors of an audience hold its tenant's lock, and so do readers, because a chunk that is merged into the one before
+//! would move below a reader that has just looked for its place.
+
+use std::{cmp::Ordering, sync::Arc};
+
+use bytes::{BufMut, Bytes};
+use herald_core::{
+    ids::user_hash,
+    packed::{PackedWriter, unpack},
+    ports::{
+        StoreError,
+        directory::{AudienceKey, AudiencePage},
+    },
+    record::Cursor,
+};
+
+use super::{
+    keys::{Key, Parts, Table},
+    rows::{FORMAT, damaged},
+};
+use crate::kv::{Batch, Direction, Kv};
+
+/// The most members of a chunk.
+pub const MAX_CHUNK: usize = 256;
+/// What a chunk that was too long is cut into.
+const CUT_CHUNK: usize = 160;
+/// A chunk that loses members and has fewer than this takes in its successor, if both together are a chunk's cut.
+const LOW_CHUNK: usize = 64;
+const PAGE_CHUNKS: usize = 16;
+
+/// A member in the order in which members are stored.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Member {
+    /// The user's hash.
+    pub hash: u64,
+    /// The user's id.
+    pub user: String,
+}
+
+impl Member {
+    /// A user as a member.
+    pub fn of(user: &str) -> Self {
+        Self { hash: user_hash(user), user: user.into() }
+    }
+}
+
+/// One audience's rows.
+pub struct Chunks {
+    kv: Arc<dyn Kv>,
+    prefix: Key,
+}
+
+impl Chunks {
+    /// The rows of an audience.
+    pub fn of(kv: Arc<dyn Kv>, tenant: &str, audience: &AudienceKey) -> Self {
+        let tenant = Key::of(Table::Audience).part(tenant);
+        let prefix = match audience {
+            AudienceKey::FollowersOf(user) => tenant.u8(1).part(user),
+            AudienceKey::Topic(topic) => tenant.u8(2).part(topic),
+            AudienceKey::Everyone => tenant.u8(3).part(""),
+        };
+        Self { kv, prefix }
+    }
+
+    /// The members after a cursor, at most `limit`.
+    pub fn page(&self, after: Option<&Cursor>, limit: usize) -> Result<AudiencePage, StoreError> {
+        let limit = limit.max(1);
+        let mut begin = match after {
+            Some(cursor) => self.floor(&self.key(cursor.hash, &cursor.user))?.unwrap_or_else(|| self.prefix.clone()),
+            None => self.prefix.clone(),
+        };
+        let end = self.prefix.end();
+        let mut skip = after;
+        let mut users: Vec<String> = Vec::with_capacity(limit.min(4_096));
+        loop {
+            let chunks = (limit / CUT_CHUNK + 2).min(PAGE_CHUNKS);
+            let rows = self.kv.scan(begin.bytes()..end.bytes(), Direction::Forward, chunks)?;
+            for (_, value) in &rows {
+                for user in ids(value)? {
+                    let user = user.map_err(|e| StoreError::Damaged(e.to_string()))?;
+                    if let Some(cursor) = skip {
+                        if user_hash(user).cmp(&cursor.hash).then_with(|| user.cmp(&cursor.user)) != Ordering::Greater {
+                            continue;
+                        }
+                        skip = None;
+                    }
+                    if users.len() == limit {
+                        let next = users.last().map(|last| Cursor { hash: user_hash(last), user: last.clone() });
+                        return Ok(AudiencePage { users, next });
+                    }
+                    users.push(user.to_owned());
+                }
+            }
+            match rows.last() {
+                Some((key, _)) if rows.len() == chunks => begin = self.behind(key)?,
+                _ => return Ok(AudiencePage { users, next: None }),
+            }
+        }
+    }
+
+    /// Adds members, or removes them. They must be sorted and unique, and the audience must not have been edited in
+    /// this batch before. Returns how many were not as they were to be.
+    pub fn edit(&self, members: &[Member], present: bool, batch: &mut Batch) -> Result<u64, StoreError> {
+        let mut changed = 0;
+        let mut rest = members;
+        while let Some(first) = rest.first() {
+            let mut chunk = self.chunk_of(first)?;
+            loop {
+                let mine = rest.partition_point(|m| chunk.holds(self, m));
+                let (edits, others) = rest.split_at(mine);
+                rest = others;
+                let (merged, count) = merge(std::mem::take(&mut chunk.members), edits, present);
+                chunk.members = merged;
+                changed += count;
+                chunk.changed |= count > 0;
+                if present || !chunk.changed || !self.absorb_successor(&mut chunk, batch)? {
+                    break;
+                }
+            }
+            if chunk.changed {
+                self.put(chunk, batch);
+            }
+        }
+        Ok(changed)
+    }
+
+    fn key(&self, hash: u64, user: &str) -> Key {
+        self.prefix.clone().u64(hash).tail(user)
+    }
+
+    /// The key of the last chunk at or before a place.
+    fn floor(&self, place: &Key) -> Result<Option<Key>, StoreError> {
+        let rows = self.kv.scan(self.prefix.bytes()..place.next().bytes(), Direction::Backward, 1)?;
+        rows.first().map(|(key, _)| self.parse(key)).transpose()
+    }
+
+    fn parse(&self, key: &[u8]) -> Result<Key, StoreError> {
+        let mut parts = Parts::after(key, self.prefix.bytes().len())?;
+        Ok(self.key(parts.u64()?, parts.rest()?))
+    }
+
+    fn behind(&self, key: &[u8]) -> Result<Key, StoreError> {
+        Ok(self.parse(key)?.next())
+    }
+
+    fn next_chunk(&self, after: &Key) -> Result<Option<(Key, Bytes)>, StoreError> {
+        let rows = self.kv.scan(after.next().bytes()..self.prefix.end().bytes(), Direction::Forward, 1)?;
+        rows.into_iter().next().map(|(key, value)| Ok((self.parse(&key)?, value))).transpose()
+    }
+
+    fn chunk_of(&self, member: &Member) -> Result<Chunk, StoreError> {
+        let place = self.key(member.hash, &member.user);
+        let rows = self.kv.scan(self.prefix.bytes()..place.next().bytes(), Direction::Backward, 1)?;
+        let next = self.next_chunk(&place)?.map(|(key, _)| key);
+        match rows.into_iter().next() {
+            Some((key, value)) => {
+                Ok(Chunk { key: self.parse(&key)?, stored: true, members: members(&value)?, next, changed: false })
+            }
+            None => Ok(Chunk { key: self.key(0, ""), stored: false, members: Vec::new(), next, changed: false }),
+        }
+    }
+
+    /// Takes the next chunk into one that runs low; `false` where that is not to be done.
+    fn absorb_successor(&self, chunk: &mut Chunk, batch: &mut Batch) -> Result<bool, StoreError> {
+        if chunk.members.is_empty() || chunk.members.len() >= LOW_CHUNK {
+            return Ok(false);
+        }
+        let Some(key) = chunk.next.clone() else { return Ok(false) };
+        let Some(value) = self.kv.get(key.bytes())? else { return Ok(false) };
+        let more = members(&value)?;
+        if chunk.members.len() + more.len() > CUT_CHUNK {
+            return Ok(false);
+        }
+        chunk.members.extend(more);
+        chunk.next = self.next_chunk(&key)?.map(|(key, _)| key);
+        batch.delete(&key);
+        Ok(true)
+    }
+
+    fn put(&self, chunk: Chunk, batch: &mut Batch) {
+        if chunk.members.is_empty() {
+            if chunk.stored {
+                batch.delete(chunk.key);
+            }
+            return;
+        }
+        let pieces = match chunk.members.len() {
+            0..=MAX_CHUNK => 1,
+            long => long.div_ceil(CUT_CHUNK),
+        };
+        let length = chunk.members.len().div_ceil(pieces);
+        for (index, piece) in chunk.members.chunks(length).enumerate() {
+            let key = match (index, piece.first()) {
+                (1.., Some(first)) => self.key(first.hash, &first.user),
+                _ => chunk.key.clone(),
+            };
+            batch.put(key, encode(piece));
+        }
+    }
+}
+
+/// A chunk that is being edited.
+struct Chunk {
+    key: Key,
+    stored: bool,
+    members: Vec<Member>,
+    /// The chunk after it, where it ends.
+    next: Option<Key>,
+    changed: bool,
+}
+
+impl Chunk {
+    fn holds(&self, chunks: &Chunks, member: &Member) -> bool {
+        self.next.as_ref().is_none_or(|next| chunks.key(member.hash, &member.user).bytes() < next.bytes())
+    }
+}
+
+fn ids(value: &[u8]) -> Result<herald_core::packed::Unpack<'_>, StoreError> {
+    match value.split_first() {
+        Some((&FORMAT, column)) => Ok(unpack(column)),
+        _ => Err(damaged("an audience in an unknown format")),
+    }
+}
+
+fn members(value: &[u8]) -> Result<Vec<Member>, StoreError> {
+    let mut members = Vec::with_capacity(MAX_CHUNK);
+    for user in ids(value)? {
+        members.push(Member::of(user.map_err(|e| StoreError::Damaged(e.to_string()))?));
+    }
+    Ok(members)
+}
+
+fn encode(members: &[Member]) -> Bytes {
+    let mut column = PackedWriter::default();
+    members.iter().for_each(|member| column.push(&member.user));
+    let column = column.finish();
+    let mut value = Vec::with_capacity(1 + column.len());
+    value.put_u8(FORMAT);
+    value.put_slice(&column);
+    value.into()
+}
+
+/// Adds or removes sorted edits; returns the members and how many edits changed something.
+fn merge(members: Vec<Member>, edits: &[Member], present: bool) -> (Vec<Member>, u64) {
+    let mut merged = Vec::with_capacity(members.len() + if present { edits.len() } else { 0 });
+    let mut changed = 0;
+    let mut edits = edits.iter().peekable();
+    for member in members {
+        while let Some(edit) = edits.next_if(|edit| **edit < member) {
+            if present {
+                merged.push(edit.clone());
+                changed += 1;
+            }
+        }
+        let named = edits.next_if(|edit| **edit == member).is_some();
+        if named && !present {
+            changed += 1;
+        } else {
+            merged.push(member);
+        }
+    }
+    if present {
+        changed += edits.len() as u64;
+        merged.extend(edits.cloned());
+    }
+    (merged, changed)
+}

@@ -1,0 +1,541 @@
+//! Books, receipts and the users' log.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use herald_core::{
+    books::{ChannelTotals, Tally, Totals},
+    ids::{NotificationId, TenantId},
+    packed::unpack,
+    ports::{
+        StoreError,
+        ledger::{AdmittedRow, Flush, ForeignToken, Ledger, Page, ReceiptRow, ReceiptScope, RequestRow},
+    },
+    record,
+};
+use parking_lot::Mutex;
+use prost::Message;
+
+use super::{
+    keys::{Key, Parts, Table},
+    rows::{AdmittedRowValue, ChannelTotalsRow, FORMAT, TotalsRow, damaged, decode, encode},
+    user_log::{LogEntry, LogUser, LogWriter, ReceiptAt, TenantHash, bucket_key, entries_of, hour_of, row_place},
+};
+use crate::kv::{Batch, Direction, Kv, Row, ready};
+
+const DAY_MS: u64 = 86_400_000;
+/// Rows that one call deletes.
+const EXPIRE_ROWS: usize = 2_000;
+/// Rows of the users' log that one call reads.
+const LOG_ROWS: usize = 4_096;
+/// Rows of the users' log that are read at a time.
+const LOG_SCAN: usize = 256;
+/// Rows of receipts that are read at a time.
+const RECEIPTS_SCAN: usize = 8;
+/// Rows of receipts that one call reads.
+const RECEIPTS_ROWS: usize = 1_024;
+
+/// Books and receipts in a key-value database.
+pub struct LedgerStore {
+    kv: Arc<dyn Kv>,
+    /// Held from reading the stored positions until the flush is written.
+    writing: Mutex<()>,
+}
+
+type Token<T> = Result<T, ForeignToken>;
+
+impl LedgerStore {
+    /// The ledger of a database.
+    pub fn new(kv: Arc<dyn Kv>) -> Self {
+        Self { kv, writing: Mutex::new(()) }
+    }
+
+    /// Deletes a bounded number of rows of notifications, and of the users' log, that did not change for longer than
+    /// `retention_ms`. Returns whether there may be more.
+    pub fn expire(&self, now_ms: u64, retention_ms: u64) -> Result<bool, StoreError> {
+        let until_ms = now_ms.saturating_sub(retention_ms);
+        let log = Key::of(Table::UserLog);
+        let log = self.delete_range(&log, &log.clone().u32(hour_of(until_ms)), EXPIRE_ROWS)? == EXPIRE_ROWS;
+        Ok(self.expire_notifications(until_ms)? || log)
+    }
+
+    /// Deletes at most `limit` rows and returns how many it were.
+    fn delete_range(&self, begin: &Key, end: &Key, limit: usize) -> Result<usize, StoreError> {
+        let rows = self.kv.scan(begin.bytes()..end.bytes(), Direction::Forward, limit)?;
+        let deleted = rows.len();
+        let mut batch = Batch::default();
+        rows.into_iter().for_each(|(key, _)| batch.delete(key));
+        self.kv.write(batch)?;
+        Ok(deleted)
+    }
+
+    fn expire_notifications(&self, until_ms: u64) -> Result<bool, StoreError> {
+        let begin = Key::of(Table::NotificationByAge);
+        let end = begin.clone().u32(day_of(until_ms));
+        let rows = self.kv.scan(begin.bytes()..end.bytes(), Direction::Forward, EXPIRE_ROWS / 4)?;
+        let more = rows.len() == EXPIRE_ROWS / 4;
+        let mut budget = EXPIRE_ROWS;
+        for (by_age, _) in rows {
+            let mut parts = Parts::of(&by_age)?;
+            let (day, id) = (parts.u32()?, NotificationId(parts.array()?));
+            let _held = self.writing.lock();
+            let mut batch = Batch::default();
+            if self.last_change_day(&id)?.is_none_or(|last| last <= day) {
+                let receipts = receipts_of(&id);
+                budget -= self.delete_range(&receipts, &receipts.end(), budget)?;
+                if budget == 0 {
+                    return Ok(true);
+                }
+                if let Some(row) = self.admitted(&id)? {
+                    batch.delete(request_key(row.tenant.as_str(), row.accepted_ms, &id));
+                }
+                batch.delete(totals_key(&id));
+                batch.delete(admitted_key(&id));
+            }
+            batch.delete(by_age);
+            self.kv.write(batch)?;
+        }
+        Ok(more)
+    }
+
+    /// The last day on which something of the notification was, or is to be, written.
+    fn last_change_day(&self, id: &NotificationId) -> Result<Option<u32>, StoreError> {
+        let totals = self.stored_totals(id)?.map(|totals| day_of(totals.updated_ms));
+        let admitted = self.admitted(id)?.map(|row| due_day(&row));
+        Ok(totals.max(admitted))
+    }
+
+    fn stored_totals(&self, id: &NotificationId) -> Result<Option<TotalsRow>, StoreError> {
+        let row = self.kv.get(totals_key(id).bytes())?;
+        row.map(|row| decode("totals", &row)).transpose()
+    }
+
+    fn admitted(&self, id: &NotificationId) -> Result<Option<AdmittedRow>, StoreError> {
+        let Some(row) = self.kv.get(admitted_key(id).bytes())? else { return Ok(None) };
+        let row: AdmittedRowValue = decode("admitted requests", &row)?;
+        Ok(Some(AdmittedRow {
+            id: *id,
+            tenant: TenantId::trusted(&row.tenant),
+            template_id: row.template_id,
+            template_version: row.template_version,
+            accepted_ms: row.accepted_ms,
+            send_at_ms: row.send_at_ms,
+            expires_ms: row.expires_ms,
+            dedupe_key: row.dedupe_key,
+        }))
+    }
+
+    fn request_row(&self, tenant: &TenantId, id: &NotificationId) -> Result<Option<RequestRow>, StoreError> {
+        let admitted = self.admitted(id)?.filter(|row| row.tenant == *tenant);
+        let totals = self.stored_totals(id)?.filter(|row| row.tenant == tenant.as_str()).map(to_totals);
+        Ok((admitted.is_some() || totals.is_some()).then_some(RequestRow { admitted, totals }))
+    }
+
+    fn write_flush(&self, flush: Flush) -> Result<(), StoreError> {
+        let _held = self.writing.lock();
+        let mut batch = Batch::default();
+        let mut by_age = BTreeSet::new();
+        self.put_admitted(flush.admitted, &mut by_age, &mut batch)?;
+        for (id, totals) in &flush.totals {
+            if self.stored_totals(id)?.is_none_or(|stored| stored.applied <= totals.applied) {
+                batch.put(totals_key(id), encode(&totals_row(totals)));
+                by_age.insert((day_of(totals.updated_ms), *id));
+            }
+        }
+        let mut records = flush.receipts;
+        records.sort_by_key(|(offset, _)| *offset);
+        let mut log = LogWriter::default();
+        for (offset, receipts) in records {
+            for (index, mut receipts) in receipts.into_iter().enumerate() {
+                let id = NotificationId::from_slice(&receipts.notification_id)
+                    .ok_or_else(|| StoreError::Damaged("receipts of no notification".into()))?;
+                log.add(offset, index as u32, &receipts)?;
+                by_age.insert((day_of(receipts.ended_ms), id));
+                receipts.notification_id = Bytes::new();
+                batch.put(receipts_key(&id, flush.partition, offset, index as u32), encode(&receipts));
+            }
+        }
+        log.finish(flush.partition, &mut batch);
+        for (day, id) in by_age {
+            batch.put(Key::of(Table::NotificationByAge).u32(day).tail(id.0), Bytes::new());
+        }
+        self.kv.write(batch)
+    }
+
+    fn put_admitted(
+        &self,
+        rows: Vec<AdmittedRow>,
+        by_age: &mut BTreeSet<(u32, NotificationId)>,
+        batch: &mut Batch,
+    ) -> Result<(), StoreError> {
+        let mut written = BTreeSet::new();
+        for row in rows {
+            if !written.insert(row.id) || self.kv.get(admitted_key(&row.id).bytes())?.is_some() {
+                continue;
+            }
+            by_age.insert((due_day(&row), row.id));
+            batch.put(request_key(row.tenant.as_str(), row.accepted_ms, &row.id), Bytes::new());
+            let value = AdmittedRowValue {
+                tenant: row.tenant.as_str().into(),
+                template_id: row.template_id,
+                template_version: row.template_version,
+                accepted_ms: row.accepted_ms,
+                send_at_ms: row.send_at_ms,
+                expires_ms: row.expires_ms,
+                dedupe_key: row.dedupe_key,
+            };
+            batch.put(admitted_key(&row.id), encode(&value));
+        }
+        Ok(())
+    }
+
+    fn receipts_of_request(
+        &self,
+        tenant: &TenantId,
+        id: &NotificationId,
+        token: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Token<Page<ReceiptRow>>, StoreError> {
+        let prefix = receipts_of(id);
+        let Some(mut from) = token.map_or(Some(FIRST), request_token) else { return Ok(Err(ForeignToken)) };
+        let mut page = Page { items: Vec::new(), next: None };
+        let mut read = 0;
+        loop {
+            let begin = receipts_key(id, from.partition, from.offset, from.index);
+            let rows = self.kv.scan(begin.bytes()..prefix.end().bytes(), Direction::Forward, RECEIPTS_SCAN)?;
+            for (key, value) in &rows {
+                let at = receipts_at(key)?;
+                let from_place = if (at.partition, at.offset, at.index) == (from.partition, from.offset, from.index) {
+                    from.place
+                } else {
+                    0
+                };
+                let receipts = decode_receipts(id, value)?;
+                if receipts.tenant == tenant.as_str() {
+                    for row in expand(id, &receipts, from_place)? {
+                        if page.items.len() == limit {
+                            page.next = Some(token_of_request(from));
+                            return Ok(Ok(page));
+                        }
+                        let (place, row) = row?;
+                        from = ReceiptAt { place: place + 1, ..at };
+                        page.items.push(row);
+                    }
+                }
+                from = ReceiptAt { index: at.index + 1, place: 0, ..at };
+            }
+            read += rows.len();
+            if rows.len() < RECEIPTS_SCAN {
+                return Ok(Ok(page));
+            }
+            if page.items.len() == limit || read >= RECEIPTS_ROWS {
+                page.next = Some(token_of_request(from));
+                return Ok(Ok(page));
+            }
+        }
+    }
+
+    fn receipts_of_user(
+        &self,
+        tenant: &TenantId,
+        user_id: &str,
+        (since_ms, until_ms): (u64, u64),
+        token: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Token<Page<ReceiptRow>>, StoreError> {
+        let Some((mut hour, mut from)) = token.map_or(Some((0, FIRST)), user_token) else {
+            return Ok(Err(ForeignToken));
+        };
+        let mut page = Page { items: Vec::new(), next: None };
+        if until_ms <= since_ms {
+            return Ok(Ok(page));
+        }
+        if hour < hour_of(since_ms) {
+            (hour, from) = (hour_of(since_ms), FIRST);
+        }
+        let user = LogUser::of(&TenantHash::of(tenant.as_str()), user_id);
+        let mut budget = LOG_ROWS;
+        while hour <= hour_of(until_ms - 1) {
+            let (entries, behind) = self.log_entries(hour, user, from, &mut budget)?;
+            for (id, at) in entries {
+                if page.items.len() == limit {
+                    page.next = Some(token_of_user(hour, from));
+                    return Ok(Ok(page));
+                }
+                from = ReceiptAt { place: at.place + 1, ..at };
+                page.items.extend(
+                    self.receipt(&id, at)?
+                        .filter(|row| row.user_id == user_id && row.shared.tenant == tenant.as_str())
+                        .filter(|row| (since_ms..until_ms).contains(&row.shared.ended_ms)),
+                );
+            }
+            match behind {
+                Some(behind) => {
+                    page.next = Some(token_of_user(hour, behind));
+                    return Ok(Ok(page));
+                }
+                None => (hour, from) = (hour + 1, FIRST),
+            }
+        }
+        Ok(Ok(page))
+    }
+
+    /// What an hour's rows hold for a user from a place on, and where to go on when the budget of rows is used up.
+    fn log_entries(
+        &self,
+        hour: u32,
+        user: LogUser,
+        from: ReceiptAt,
+        budget: &mut usize,
+    ) -> Result<(Vec<LogEntry>, Option<ReceiptAt>), StoreError> {
+        let bucket = bucket_key(hour, user.bucket());
+        let place = bucket.clone().u32(from.partition).u64(from.offset);
+        // The row that holds the place begins at or before it.
+        let floor = self.kv.scan(bucket.bytes()..place.next().bytes(), Direction::Backward, 1)?;
+        let mut begin = floor.into_iter().next().map_or_else(|| bucket.clone().into(), |(key, _)| key);
+        let mut found = Vec::new();
+        loop {
+            let rows = self.kv.scan(&begin..bucket.end().bytes(), Direction::Forward, LOG_SCAN)?;
+            let last = rows.len() < LOG_SCAN;
+            // The last row of a scan is read again with the next, which knows what follows it.
+            let whole = if last { rows.len() } else { rows.len() - 1 };
+            for (index, (key, row)) in rows.iter().enumerate().take(whole) {
+                let (partition, _) = row_place(key)?;
+                let before = match rows.get(index + 1) {
+                    Some((next, _)) => Some(row_place(next)?).filter(|(p, _)| *p == partition).map(|(_, first)| first),
+                    None => None,
+                };
+                let entries = entries_of(user, partition, row, before.unwrap_or(u64::MAX))?;
+                found.extend(entries.into_iter().filter(|(_, at)| *at >= from));
+            }
+            if last {
+                return Ok((found, None));
+            }
+            let (key, _): &Row = &rows[whole];
+            *budget = budget.saturating_sub(whole);
+            if *budget == 0 {
+                let (partition, offset) = row_place(key)?;
+                return Ok((found, Some(ReceiptAt { partition, offset, index: 0, place: 0 })));
+            }
+            begin = key.clone();
+        }
+    }
+
+    fn receipt(&self, id: &NotificationId, at: ReceiptAt) -> Result<Option<ReceiptRow>, StoreError> {
+        let Some(row) = self.kv.get(receipts_key(id, at.partition, at.offset, at.index).bytes())? else {
+            return Ok(None);
+        };
+        let receipts = decode_receipts(id, &row)?;
+        expand(id, &receipts, at.place)?.next().map(|row| row.map(|(_, row)| row)).transpose()
+    }
+}
+
+const FIRST: ReceiptAt = ReceiptAt { partition: 0, offset: 0, index: 0, place: 0 };
+
+fn day_of(ms: u64) -> u32 {
+    (ms / DAY_MS) as u32
+}
+
+fn due_day(row: &AdmittedRow) -> u32 {
+    day_of(row.accepted_ms.max(row.send_at_ms).max(row.expires_ms))
+}
+
+fn totals_key(id: &NotificationId) -> Key {
+    Key::of(Table::Totals).tail(id.0)
+}
+
+fn admitted_key(id: &NotificationId) -> Key {
+    Key::of(Table::Admitted).tail(id.0)
+}
+
+fn request_key(tenant: &str, accepted_ms: u64, id: &NotificationId) -> Key {
+    Key::of(Table::TenantRequests).part(tenant).u64(accepted_ms).tail(id.0)
+}
+
+fn receipts_of(id: &NotificationId) -> Key {
+    Key::of(Table::Receipts).tail(id.0)
+}
+
+fn receipts_key(id: &NotificationId, partition: u32, offset: u64, index: u32) -> Key {
+    receipts_of(id).u32(partition).u64(offset).u32(index)
+}
+
+fn receipts_at(key: &[u8]) -> Result<ReceiptAt, StoreError> {
+    let mut parts = Parts::of(key)?;
+    parts.array::<16>()?;
+    Ok(ReceiptAt { partition: parts.u32()?, offset: parts.u64()?, index: parts.u32()?, place: 0 })
+}
+
+fn decode_receipts(id: &NotificationId, row: &Bytes) -> Result<record::Receipts, StoreError> {
+    if row.first() != Some(&FORMAT) {
+        return Err(damaged("receipts in an unknown format"));
+    }
+    let mut receipts = record::Receipts::decode(row.slice(1..)).map_err(|e| StoreError::Damaged(e.to_string()))?;
+    receipts.notification_id = Bytes::copy_from_slice(&id.0);
+    Ok(receipts)
+}
+
+type ExpandedRow = Result<(u32, ReceiptRow), StoreError>;
+
+/// The instances of packed receipts, from a place on.
+fn expand<'a>(
+    id: &'a NotificationId,
+    receipts: &'a record::Receipts,
+    from: u32,
+) -> Result<impl Iterator<Item = ExpandedRow> + 'a, StoreError> {
+    let shared = record::Receipts { users: Bytes::new(), provider_ids: Vec::new(), ..receipts.clone() };
+    Ok(unpack(&receipts.users).enumerate().skip(from as usize).map(move |(place, user)| {
+        let user = user.map_err(|e| StoreError::Damaged(e.to_string()))?;
+        let provider_id = receipts.provider_ids.get(place).cloned().unwrap_or_default();
+        Ok((place as u32, ReceiptRow { id: *id, user_id: user.into(), provider_id, shared: shared.clone() }))
+    }))
+}
+
+/// The first byte of a token says of which list it is.
+const OF_REQUEST: u8 = 1;
+const OF_USER: u8 = 2;
+const OF_TENANT: u8 = 3;
+
+fn place_bytes(at: ReceiptAt) -> Vec<u8> {
+    let mut bytes = at.partition.to_be_bytes().to_vec();
+    bytes.extend(at.offset.to_be_bytes());
+    bytes.extend(at.index.to_be_bytes());
+    bytes.extend(at.place.to_be_bytes());
+    bytes
+}
+
+fn place_of(bytes: &[u8]) -> Option<ReceiptAt> {
+    let mut parts = Parts::after(bytes, 0).ok()?;
+    let at = ReceiptAt {
+        partition: parts.u32().ok()?,
+        offset: parts.u64().ok()?,
+        index: parts.u32().ok()?,
+        place: parts.u32().ok()?,
+    };
+    (bytes.len() == 20).then_some(at)
+}
+
+fn token_of_request(from: ReceiptAt) -> Vec<u8> {
+    [&[OF_REQUEST], &place_bytes(from)[..]].concat()
+}
+
+fn request_token(token: &[u8]) -> Option<ReceiptAt> {
+    token.strip_prefix(&[OF_REQUEST]).and_then(place_of)
+}
+
+fn token_of_user(hour: u32, from: ReceiptAt) -> Vec<u8> {
+    [&[OF_USER], &hour.to_be_bytes()[..], &place_bytes(from)].concat()
+}
+
+fn user_token(token: &[u8]) -> Option<(u32, ReceiptAt)> {
+    let (hour, place) = token.strip_prefix(&[OF_USER])?.split_first_chunk()?;
+    Some((u32::from_be_bytes(*hour), place_of(place)?))
+}
+
+fn totals_row(totals: &Totals) -> TotalsRow {
+    let channels = totals.channels.iter().map(|(channel, t)| {
+        let row = ChannelTotalsRow {
+            created: t.created.count,
+            created_hash_sum: t.created.hash_sum,
+            ended: t.ended.count,
+            ended_hash_sum: t.ended.hash_sum,
+            delivered: t.delivered,
+            suppressed: t.suppressed.clone(),
+            failed: t.failed,
+            dead: t.dead,
+        };
+        (*channel, row)
+    });
+    TotalsRow {
+        tenant: totals.tenant.as_str().into(),
+        channels: channels.collect(),
+        recipients: totals.recipients,
+        complete: totals.complete,
+        applied: totals.applied,
+        updated_ms: totals.updated_ms,
+    }
+}
+
+fn to_totals(row: TotalsRow) -> Totals {
+    let channels = row.channels.into_iter().map(|(channel, row)| {
+        let totals = ChannelTotals {
+            created: Tally { count: row.created, hash_sum: row.created_hash_sum },
+            ended: Tally { count: row.ended, hash_sum: row.ended_hash_sum },
+            delivered: row.delivered,
+            suppressed: row.suppressed,
+            failed: row.failed,
+            dead: row.dead,
+        };
+        (channel, totals)
+    });
+    Totals {
+        tenant: TenantId::trusted(&row.tenant),
+        channels: channels.collect(),
+        recipients: row.recipients,
+        complete: row.complete,
+        applied: row.applied,
+        updated_ms: row.updated_ms,
+    }
+}
+
+#[async_trait]
+impl Ledger for LedgerStore {
+    async fn apply(&self, flush: Flush) -> Result<(), StoreError> {
+        ready(&*self.kv).await?;
+        self.write_flush(flush)
+    }
+
+    async fn totals(&self, ids: &[NotificationId]) -> Result<Vec<Option<Totals>>, StoreError> {
+        ids.iter().map(|id| Ok(self.stored_totals(id)?.map(to_totals))).collect()
+    }
+
+    async fn request(&self, tenant: &TenantId, id: &NotificationId) -> Result<Option<RequestRow>, StoreError> {
+        self.request_row(tenant, id)
+    }
+
+    async fn requests(
+        &self,
+        tenant: &TenantId,
+        since_ms: u64,
+        token: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Token<Page<RequestRow>>, StoreError> {
+        let all = Key::of(Table::TenantRequests).part(tenant.as_str());
+        let end = match token {
+            Some(token) => match token.strip_prefix(&[OF_TENANT]).filter(|place| place.len() == 24) {
+                Some(place) => all.clone().tail(place),
+                None => return Ok(Err(ForeignToken)),
+            },
+            None => all.end(),
+        };
+        let begin = all.clone().u64(since_ms);
+        let mut page = Page { items: Vec::new(), next: None };
+        let rows = self.kv.scan(begin.bytes()..end.bytes(), Direction::Backward, limit)?;
+        for (key, _) in &rows {
+            let mut parts = Parts::after(key, all.bytes().len())?;
+            let (_, id) = (parts.u64()?, NotificationId(parts.array()?));
+            page.items.extend(self.request_row(tenant, &id)?);
+        }
+        if rows.len() == limit {
+            page.next = rows.last().map(|(key, _)| [&[OF_TENANT], &key[all.bytes().len()..]].concat());
+        }
+        Ok(Ok(page))
+    }
+
+    async fn receipts(
+        &self,
+        tenant: &TenantId,
+        scope: &ReceiptScope,
+        token: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Token<Page<ReceiptRow>>, StoreError> {
+        let limit = limit.max(1);
+        match scope {
+            ReceiptScope::Request(id) => self.receipts_of_request(tenant, id, token, limit),
+            ReceiptScope::User { user_id, since_ms, until_ms } => {
+                self.receipts_of_user(tenant, user_id, (*since_ms, *until_ms), token, limit)
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The users' log: which receipts a user has, by the hour in which they ended.
+//!
+//! A row is written for each flush, hour and bucket that has receipts; a bucket is 1 of 16 by the user's hash. So one
+//! user's day is read by scanning a sixteenth of the rows of 24 hours. After the format byte a row holds groups:
+//!
+//! ```text
+//! notification (16 bytes), offset (varint), index in the record (varint), entries (varint)
+//! then for each entry: 32 bits of the user's hash (little-endian), place in the receipts' columns (little-endian u32)
+//! ```
+//!
+//! The user's hash is that of tenant and user, and is only a hint: who it was is in the receipts.
+//!
+//! **Replays.** A row's key ends with the offset of the flush's first record. After a restart records may be flushed
+//! again in other groups, so that rows overlap: entries at or behind the first offset of the next row (of the same hour,
+//! bucket and partition) are passed over, since that row has them too.
+
+use std::collections::BTreeMap;
+
+use bytes::{Buf, BufMut, Bytes};
+use herald_core::{
+    ids::{NotificationId, hash128},
+    packed::unpack,
+    ports::StoreError,
+    record,
+};
+use prost::encoding::{decode_varint, encode_varint};
+
+use super::{
+    keys::{Key, Parts, Table},
+    rows::{FORMAT, damaged},
+};
+use crate::kv::Batch;
+
+const HOUR_MS: u64 = 3_600_000;
+const BUCKETS: u32 = 16;
+
+/// The hour of a time, since the epoch.
+pub fn hour_of(ms: u64) -> u32 {
+    (ms / HOUR_MS) as u32
+}
+
+/// Where a receipt is: its record, and its place in it. The order is that of the log within an hour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReceiptAt {
+    /// The receipts partition.
+    pub partition: u32,
+    /// The record's offset.
+    pub offset: u64,
+    /// Which of the record's receipts.
+    pub index: u32,
+    /// Where in its columns.
+    pub place: u32,
+}
+
+/// A receipt of a notification, that may be a user's.
+pub type LogEntry = (NotificationId, ReceiptAt);
+
+/// A tenant's user, hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogUser(u64);
+
+impl LogUser {
+    /// Hashes a user of a tenant.
+    pub fn of(tenant: &TenantHash, user: &str) -> Self {
+        Self(xxhash_rust::xxh3::xxh3_64_with_seed(user.as_bytes(), tenant.0))
+    }
+
+    /// The bucket of the user's rows.
+    pub fn bucket(self) -> u8 {
+        (self.0 >> 32) as u8 % BUCKETS as u8
+    }
+
+    fn short(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+/// A tenant, hashed, so that it is hashed once for many users.
+#[derive(Debug, Clone, Copy)]
+pub struct TenantHash(u64);
+
+impl TenantHash {
+    /// Hashes a tenant's id.
+    pub fn of(tenant: &str) -> Self {
+        let hash = hash128(&[tenant.as_bytes()]);
+        Self(u64::from_be_bytes([hash[0], hash[1], hash[2], hash[3], hash[4], hash[5], hash[6], hash[7]]))
+    }
+}
+
+/// Gathers a flush's rows.
+#[derive(Default)]
+pub struct LogWriter {
+    hours: BTreeMap<u32, [LogRow; BUCKETS as usize]>,
+    first_offset: Option<u64>,
+}
+
+#[derive(Default)]
+struct LogRow {
+    row: Vec<u8>,
+    /// The entries of the group that is being gathered.
+    group: Vec<u8>,
+}
+
+impl LogWriter {
+    /// Adds the receipts of a record. Records come in the order of their offsets.
+    pub fn add(&mut self, offset: u64, index: u32, receipts: &record::Receipts) -> Result<(), StoreError> {
+        self.first_offset.get_or_insert(offset);
+        let tenant = TenantHash::of(&receipts.tenant);
+        let rows = self.hours.entry(hour_of(receipts.ended_ms)).or_default();
+        for (place, user) in unpack(&receipts.users).enumerate() {
+            let user = user.map_err(|e| StoreError::Damaged(e.to_string()))?;
+            let user = LogUser::of(&tenant, user);
+            let group = &mut rows[usize::from(user.bucket())].group;
+            group.put_u32_le(user.short());
+            group.put_u32_le(place as u32);
+        }
+        for LogRow { row, group } in rows.iter_mut().filter(|row| !row.group.is_empty()) {
+            if row.is_empty() {
+                row.put_u8(FORMAT);
+            }
+            row.put_slice(&receipts.notification_id);
+            encode_varint(offset, row);
+            encode_varint(index.into(), row);
+            encode_varint(group.len() as u64 / 8, row);
+            row.append(group);
+        }
+        Ok(())
+    }
+
+    /// Puts the rows.
+    pub fn finish(self, partition: u32, batch: &mut Batch) {
+        let Some(first) = self.first_offset else { return };
+        for (hour, rows) in self.hours {
+            for (bucket, LogRow { row, .. }) in rows.into_iter().enumerate().filter(|(_, row)| !row.row.is_empty()) {
+                batch.put(bucket_key(hour, bucket as u8).u32(partition).u64(first), row);
+            }
+        }
+    }
+}
+
+/// The beginning of the keys of an hour's bucket.
+pub fn bucket_key(hour: u32, bucket: u8) -> Key {
+    Key::of(Table::UserLog).u32(hour).u8(bucket)
+}
+
+/// The partition and first offset that a row's key ends with.
+pub fn row_place(key: &[u8]) -> Result<(u32, u64), StoreError> {
+    let mut parts = Parts::of(key)?;
+    parts.u32()?;
+    parts.array::<1>()?;
+    Ok((parts.u32()?, parts.u64()?))
+}
+
+/// The entries of a row that may be the user's, in order, before an offset.
+pub fn entries_of(user: LogUser, partition: u32, row: &Bytes, before: u64) -> Result<Vec<LogEntry>, StoreError> {
+    let mut rest = &row[..];
+    if rest.try_get_u8() != Ok(FORMAT) {
+        return Err(damaged("a users' log in an unknown format"));
+    }
+    let broken = || damaged("a users' log that breaks off");
+    let mut found = Vec::new();
+    while rest.has_remaining() {
+        let id = rest.get(..16).and_then(NotificationId::from_slice).ok_or_else(broken)?;
+        rest.advance(16);
+        let mut number = || decode_varint(&mut rest).map_err(|_| broken());
+        let (offset, index, count) = (number()?, number()?, number()?);
+        let length = usize::try_from(count).ok().and_then(|n| n.checked_mul(8)).ok_or_else(broken)?;
+        let (group, after) = rest.split_at_checked(length).ok_or_else(broken)?;
+        rest = after;
+        if offset >= before {
+            break;
+        }
+        let wanted = user.short().to_le_bytes();
+        for entry in group.chunks_exact(8).filter(|entry| entry[..4] == wanted) {
+            let place = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
+            found.push((id, ReceiptAt { partition, offset, index: index as u32, place }));
+        }
+    }
+    Ok(found)
+}

@@ -1,4 +1,4 @@
-//! Measures the SMTP client: messages a second, and the client's CPU time a message.
+//! Measures the SMTP client: messages a second, and the client's CPU time a message; and what composing costs.
 //!
 //! The client runs on one thread, the mailbox that takes the mail on another. Run it in release mode:
 //!
@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use herald_channels::email::address::Address;
+use herald_channels::email::dkim::Signer;
 use herald_channels::email::mailbox::{MailStore, Mailbox, StoreLimits};
+use herald_channels::email::message::{Composer, Draft, NamedAddress, Sender};
 use herald_channels::email::{EmailClient, Outcome, OutgoingMail, SmtpConfig};
 use rustix::time::{ClockId, clock_gettime};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 const BATCH: usize = 512;
 
 fn main() {
+    measure_composing();
     let mut arguments = std::env::args().skip(1);
     let messages: u64 = arguments.next().map_or(200_000, |n| n.parse().expect("messages: a number"));
     let octets: usize = arguments.next().map_or(2_000, |n| n.parse().expect("octets: a number"));
@@ -64,6 +67,41 @@ fn measure(messages: u64, octets: usize, connections: usize, query: &str) {
         messages as f64 / elapsed.as_secs_f64(),
         cpu.as_secs_f64() * 1e6 / messages as f64
     );
+}
+
+fn measure_composing() {
+    let bare = |address| NamedAddress::bare(Address::parse(address).unwrap());
+    let to = bare("b@example.com");
+    let (text, html) = ("A line of text.\n".repeat(30), "<p>A line of <b>text</b>, täglich.</p>\n".repeat(30));
+    let draft = Draft {
+        instance_id: "01J0000000000000",
+        to: &to,
+        subject: "Ann commented on your photo",
+        text: Some(&text),
+        html: Some(&html),
+        list_unsubscribe: Some("https://herald.example/u/abc"),
+        date_unix_s: 1_751_364_000,
+    };
+    let signer = |algorithm| {
+        let pem = rcgen::KeyPair::generate_for(algorithm).unwrap().serialize_pem();
+        vec![Signer::from_pem("herald.example", "s", pem.as_bytes()).unwrap()]
+    };
+    let cases = [
+        ("unsigned", Vec::new(), 20_000),
+        ("ed25519", signer(&rcgen::PKCS_ED25519), 5_000),
+        ("rsa 2048", signer(&rcgen::PKCS_RSA_SHA256), 500),
+    ];
+    for (name, signers, rounds) in cases {
+        let from = bare("a@herald.example");
+        let sender = Sender { from, reply_to: None, message_id_domain: None, eight_bit: false };
+        let composer = Composer::new(&sender, signers).unwrap();
+        let (begin, mut octets) = (thread_cpu(), 0);
+        for _ in 0..rounds {
+            octets = composer.compose(&draft).unwrap().len();
+        }
+        let cpu = (thread_cpu() - begin).as_secs_f64() * 1e6 / f64::from(rounds);
+        println!("composing {octets} octets, {name:8} {cpu:>8.2} us CPU a message");
+    }
 }
 
 /// A mailbox on a thread of its own.

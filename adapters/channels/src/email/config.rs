@@ -81,7 +81,7 @@ pub struct Timeouts {
     pub rcpt: Duration,
     /// DATA: 2 min.
     pub data: Duration,
-    /// The final dot or BDAT LAST: 10 min, counted from the last octet that could be written or read.
+    /// The final dot or BDAT LAST: 10 min, counted from when the server last took or said something.
     pub body: Duration,
     /// QUIT: 5 s; what has been accepted does not depend on it.
     pub quit: Duration,

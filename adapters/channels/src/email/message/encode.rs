@@ -30,26 +30,14 @@ impl Encoding {
 
     /// The plainest encoding that carries `text` unharmed; where two do, the shorter.
     pub fn choose(text: &str, allow_eight_bit: bool) -> Self {
-        let (mut line, mut longest, mut harmful, mut special) = (0_usize, 0, false, 0);
-        let mut line_start = 0;
-        for (index, octet) in text.bytes().enumerate() {
-            match octet {
-                b'\n' | b'\r' => {
-                    line = 0;
-                    line_start = index + 1;
-                    continue;
-                }
-                b'\t' | b' '..=b'<' | b'>'..=b'~' => {}
-                b'=' => special += 1,
-                0x80.. => special += 1,
-                _ => (special, harmful) = (special + 1, true),
-            }
-            // Some mail stores put > before such a line, which breaks signatures.
-            harmful |= octet == b'F' && index == line_start && text[index..].starts_with("From ");
-            line += 1;
-            longest = longest.max(line);
-        }
-        let plain = !harmful && longest <= MAX_LINE_OCTETS;
+        // Plain comparisons, so that the compiler checks many octets at once.
+        let control = |b: u8| (b < b' ') & !matches!(b, b'\t' | b'\n' | b'\r') | (b == 0x7f);
+        let special: usize = text.bytes().map(|b| usize::from((b >= 0x80) | (b == b'=') | control(b))).sum();
+        let mut plain = !text.bytes().fold(false, |found, b| found | control(b));
+        for_each_line(text, |line| {
+            // Some mail stores put > before a line that begins so, which breaks signatures.
+            plain &= line.len() <= MAX_LINE_OCTETS && !line.starts_with("From ");
+        });
         match (plain, text.is_ascii(), allow_eight_bit) {
             (true, true, _) => Self::SevenBit,
             (true, false, true) => Self::EightBit,
@@ -93,15 +81,14 @@ fn for_each_line(text: &str, mut each: impl FnMut(&str)) {
 }
 
 fn quoted_printable_line(line: &[u8], out: &mut Vec<u8>) {
-    let mut column = 0;
-    for (index, &octet) in line.iter().enumerate() {
+    let (mut column, mut index) = (0, 0);
+    while index < line.len() {
+        let octet = line[index];
         let last = index + 1 == line.len();
         let plain = match octet {
-            b'=' => false,
             b' ' | b'\t' => !last,
             b'F' => !(index == 0 && line.starts_with(b"From ")),
-            b'!'..=b'~' => true,
-            _ => false,
+            _ => is_plain(octet),
         };
         // The last column of a line that goes on is for the soft break.
         let width = if plain { 1 } else { 3 };
@@ -109,14 +96,25 @@ fn quoted_printable_line(line: &[u8], out: &mut Vec<u8>) {
             out.extend_from_slice(b"=\r\n");
             column = 0;
         }
-        if plain {
-            out.push(octet)
-        } else {
-            escape(octet, out)
+        if !plain {
+            escape(octet, out);
+            (column, index) = (column + 3, index + 1);
+            continue;
         }
-        column += width;
+        // A run of plain octets goes as a whole; white space at its end is looked at by itself.
+        let room = (LINE_OCTETS - 1 - column).max(1).min(line.len() - index);
+        let run = &line[index..index + room];
+        let run = &run[..run.iter().position(|b| !is_plain(*b) && *b != b' ').unwrap_or(room).max(1)];
+        let run = if index + run.len() == line.len() { run.trim_ascii_end() } else { run };
+        let count = run.len().max(1);
+        out.extend_from_slice(&line[index..index + count]);
+        (column, index) = (column + count, index + count);
     }
     out.extend_from_slice(b"\r\n");
+}
+
+fn is_plain(octet: u8) -> bool {
+    (b'!'..=b'~').contains(&octet) & (octet != b'=')
 }
 
 fn escape(octet: u8, out: &mut Vec<u8>) {

@@ -12,7 +12,7 @@ use super::address::Address;
 use super::dkim::{Signer, SigningError, sign_into};
 
 /// An address with the name that is shown for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct NamedAddress {
     /// The display name; may be empty.
     pub name: String,
@@ -28,7 +28,7 @@ impl NamedAddress {
 }
 
 /// What the messages of a batch have in common.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Sender {
     /// `From`.
     pub from: NamedAddress,
@@ -41,7 +41,7 @@ pub struct Sender {
 }
 
 /// What is of one message alone.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Draft<'a> {
     /// The instance's id: it becomes the left side of the Message-ID, so a message that is sent again keeps it. 1 to
     /// 128 letters, digits, `-`, `_` or `.`.

@@ -118,3 +118,31 @@ fn what_is_composed_passes_the_clients_own_checks() {
         }
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn whatever_is_written_is_read_again(
+        subject in "[ -~é日=?_]{0,200}",
+        name in "[ -~é日]{0,100}",
+        text in "([ -~]{0,100}[ \t=.\r\né日\u{0}]{0,3}|From |\n){0,20}",
+        html in "[ -~\né]{0,2000}",
+        eight_bit: bool,
+    ) {
+        let to = named(&name, "ann@example.com");
+        let message = composer(eight_bit).compose(&Draft { subject: &subject, ..draft(&to, Some(&text), Some(&html)) });
+        let message = message.unwrap();
+        let decoded = decode(&message);
+        let lines = |text: &str| text.replace("\r\n", "\n").replace('\r', "\n").trim_end().to_owned();
+        proptest::prop_assert_eq!(lines(&decoded.text.unwrap()), lines(&text));
+        proptest::prop_assert_eq!(lines(&decoded.html.unwrap()), lines(&html));
+        let header = decoded.headers.iter().find(|(name, _)| name == "Subject").unwrap();
+        proptest::prop_assert_eq!(&header.1, &subject);
+        let header_end = memchr::memmem::find(&message, b"\r\n\r\n").unwrap();
+        for (at, line) in message.split(|b| *b == b'\n').enumerate() {
+            proptest::prop_assert!(line.len() <= 999, "line {} has {} octets", at, line.len());
+        }
+        for line in message[..header_end].split(|b| *b == b'\n') {
+            proptest::prop_assert!(line.len() <= 80 && !line.trim_ascii().is_empty(), "{:?}", line);
+        }
+    }
+}

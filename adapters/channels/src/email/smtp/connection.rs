@@ -211,8 +211,8 @@ impl Connection {
         }
     }
 
-    /// Writes what is queued and waits until something is received. Both at once, so that neither side can block the
-    /// other while both have much to say.
+    /// Writes what is queued and waits until something is received, or until a part of much to write was taken. Both at
+    /// once, so that neither side can block the other while both have much to say.
     ///
     /// # Errors
     /// Of the socket; `UnexpectedEof` when the server has closed.
@@ -227,11 +227,15 @@ impl Connection {
             self.inbox.resize(self.filled + READ_BUFFER_OCTETS, 0);
         }
         poll_fn(|cx| {
-            // What the server said before it closed is read first: it may explain an error in writing.
+            let before = self.out.pending().len();
             let written = self.poll_write_out(cx);
+            let progress = self.out.pending().len() < before;
+            // What the server said before it closed is read first: it may explain an error in writing.
             match (self.poll_fill(cx), written) {
                 (Poll::Ready(result), _) => Poll::Ready(result),
                 (Poll::Pending, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
+                // The caller's limit on silence starts again.
+                (Poll::Pending, Poll::Pending) if progress => Poll::Ready(Ok(())),
                 (Poll::Pending, _) => Poll::Pending,
             }
         })

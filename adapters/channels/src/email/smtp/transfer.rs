@@ -8,6 +8,7 @@
 //!   waiting. RFC 3030 leaves the state after a failed BDAT open and asks for RSET, which is why each message has one.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -17,8 +18,8 @@ use super::reply::Reply;
 use crate::email::address::Address;
 use crate::email::outcome::{Cause, Outcome, Stage, cause, classify};
 
-/// One message to one recipient.
-#[derive(Debug, Clone)]
+/// One message to one recipient. Its debug output shows no person and no text.
+#[derive(Clone)]
 pub struct OutgoingMail {
     /// The caller's name for it; outcomes refer to it.
     pub token: u64,
@@ -28,6 +29,13 @@ pub struct OutgoingMail {
     pub rcpt_to: Address,
     /// The message (RFC 5322): lines of at most 998 octets, each ended by CRLF, the last one too; not dot-stuffed.
     pub data: Bytes,
+}
+
+impl fmt::Debug for OutgoingMail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { token, mail_from, rcpt_to, data } = self;
+        write!(f, "OutgoingMail({token}, {mail_from:?} to {rcpt_to:?}, {} octets)", data.len())
+    }
 }
 
 /// How messages follow each other on a connection.

@@ -20,9 +20,11 @@ use prost::Message;
 use super::{
     keys::{Key, Parts, Table},
     rows::{AdmittedRowValue, ChannelTotalsRow, FORMAT, TotalsRow, damaged, decode, encode},
-    user_log::{LogEntry, LogUser, LogWriter, ReceiptAt, TenantHash, bucket_key, entries_of, hour_of, row_place},
+    user_log::{
+        LogCursor, LogEntry, LogUser, LogWriter, ReceiptAt, TenantHash, bucket_key, entries_of, hour_of, row_place,
+    },
 };
-use crate::kv::{Batch, Direction, Kv, Row, ready};
+use crate::kv::{Batch, Direction, Kv, ready};
 
 const DAY_MS: u64 = 86_400_000;
 /// Rows that one call deletes.
@@ -244,7 +246,7 @@ impl LedgerStore {
         token: Option<&[u8]>,
         limit: usize,
     ) -> Result<Token<Page<ReceiptRow>>, StoreError> {
-        let Some((mut hour, mut from)) = token.map_or(Some((0, FIRST)), user_token) else {
+        let Some((mut hour, mut cursor)) = token.map_or(Some((0, BEGIN)), user_token) else {
             return Ok(Err(ForeignToken));
         };
         let mut page = Page { items: Vec::new(), next: None };
@@ -252,73 +254,61 @@ impl LedgerStore {
             return Ok(Ok(page));
         }
         if hour < hour_of(since_ms) {
-            (hour, from) = (hour_of(since_ms), FIRST);
+            (hour, cursor) = (hour_of(since_ms), BEGIN);
         }
         let user = LogUser::of(&TenantHash::of(tenant.as_str()), user_id);
         let mut budget = LOG_ROWS;
         while hour <= hour_of(until_ms - 1) {
-            let (entries, behind) = self.log_entries(hour, user, from, &mut budget)?;
-            for (id, at) in entries {
+            let read = self.read_log(hour, user, cursor, &mut budget)?;
+            for (row, (id, at)) in read.entries {
                 if page.items.len() == limit {
-                    page.next = Some(token_of_user(hour, from));
+                    page.next = Some(token_of_user(hour, cursor));
                     return Ok(Ok(page));
                 }
-                from = ReceiptAt { place: at.place + 1, ..at };
+                cursor = LogCursor { row, at: ReceiptAt { place: at.place + 1, ..at } };
                 page.items.extend(
                     self.receipt(&id, at)?
                         .filter(|row| row.user_id == user_id && row.shared.tenant == tenant.as_str())
                         .filter(|row| (since_ms..until_ms).contains(&row.shared.ended_ms)),
                 );
             }
-            match behind {
-                Some(behind) => {
-                    page.next = Some(token_of_user(hour, behind));
+            match read.next {
+                Some(next) => {
+                    page.next = Some(token_of_user(hour, next));
                     return Ok(Ok(page));
                 }
-                None => (hour, from) = (hour + 1, FIRST),
+                None => (hour, cursor) = (hour + 1, BEGIN),
             }
         }
         Ok(Ok(page))
     }
 
-    /// What an hour's rows hold for a user from a place on, and where to go on when the budget of rows is used up.
-    fn log_entries(
-        &self,
-        hour: u32,
-        user: LogUser,
-        from: ReceiptAt,
-        budget: &mut usize,
-    ) -> Result<(Vec<LogEntry>, Option<ReceiptAt>), StoreError> {
+    /// Reads an hour's rows of a user's bucket from a cursor on, until the budget of rows is used up.
+    fn read_log(&self, hour: u32, user: LogUser, cursor: LogCursor, budget: &mut usize) -> Result<LogRead, StoreError> {
         let bucket = bucket_key(hour, user.bucket());
-        let place = bucket.clone().u32(from.partition).u64(from.offset);
-        // The row that holds the place begins at or before it.
-        let floor = self.kv.scan(bucket.bytes()..place.next().bytes(), Direction::Backward, 1)?;
-        let mut begin = floor.into_iter().next().map_or_else(|| bucket.clone().into(), |(key, _)| key);
-        let mut found = Vec::new();
+        let mut begin = bucket.clone().u32(cursor.at.partition).u64(cursor.row);
+        let mut from = cursor.at;
+        let mut entries = Vec::new();
         loop {
-            let rows = self.kv.scan(&begin..bucket.end().bytes(), Direction::Forward, LOG_SCAN)?;
-            let last = rows.len() < LOG_SCAN;
-            // The last row of a scan is read again with the next, which knows what follows it.
-            let whole = if last { rows.len() } else { rows.len() - 1 };
-            for (index, (key, row)) in rows.iter().enumerate().take(whole) {
-                let (partition, _) = row_place(key)?;
-                let before = match rows.get(index + 1) {
-                    Some((next, _)) => Some(row_place(next)?).filter(|(p, _)| *p == partition).map(|(_, first)| first),
-                    None => None,
-                };
-                let entries = entries_of(user, partition, row, before.unwrap_or(u64::MAX))?;
-                found.extend(entries.into_iter().filter(|(_, at)| *at >= from));
+            let rows = self.kv.scan(begin.bytes()..bucket.end().bytes(), Direction::Forward, LOG_SCAN)?;
+            for (key, value) in &rows {
+                let (partition, row) = row_place(key)?;
+                if *budget == 0 {
+                    let next = if partition == from.partition { from } else { ReceiptAt { partition, ..FIRST } };
+                    return Ok(LogRead { entries, next: Some(LogCursor { row, at: next }) });
+                }
+                *budget -= 1;
+                if partition != from.partition {
+                    from = ReceiptAt { partition, ..FIRST };
+                }
+                let read = entries_of(user, from, value)?;
+                entries.extend(read.found.into_iter().map(|entry| (row, entry)));
+                from = from.max(ReceiptAt { partition, offset: read.end, ..FIRST });
+                begin = bucket.clone().u32(partition).u64(row).next();
             }
-            if last {
-                return Ok((found, None));
+            if rows.len() < LOG_SCAN {
+                return Ok(LogRead { entries, next: None });
             }
-            let (key, _): &Row = &rows[whole];
-            *budget = budget.saturating_sub(whole);
-            if *budget == 0 {
-                let (partition, offset) = row_place(key)?;
-                return Ok((found, Some(ReceiptAt { partition, offset, index: 0, place: 0 })));
-            }
-            begin = key.clone();
         }
     }
 
@@ -331,6 +321,15 @@ impl LedgerStore {
     }
 }
 
+/// What was read of an hour of the users' log.
+struct LogRead {
+    /// With the first offset of the row each is in.
+    entries: Vec<(u64, LogEntry)>,
+    /// Where to go on, when the budget is used up.
+    next: Option<LogCursor>,
+}
+
+const BEGIN: LogCursor = LogCursor { row: 0, at: FIRST };
 const FIRST: ReceiptAt = ReceiptAt { partition: 0, offset: 0, index: 0, place: 0 };
 
 fn day_of(ms: u64) -> u32 {
@@ -424,13 +423,14 @@ fn request_token(token: &[u8]) -> Option<ReceiptAt> {
     token.strip_prefix(&[OF_REQUEST]).and_then(place_of)
 }
 
-fn token_of_user(hour: u32, from: ReceiptAt) -> Vec<u8> {
-    [&[OF_USER], &hour.to_be_bytes()[..], &place_bytes(from)].concat()
+fn token_of_user(hour: u32, cursor: LogCursor) -> Vec<u8> {
+    [&[OF_USER], &hour.to_be_bytes()[..], &cursor.row.to_be_bytes(), &place_bytes(cursor.at)].concat()
 }
 
-fn user_token(token: &[u8]) -> Option<(u32, ReceiptAt)> {
-    let (hour, place) = token.strip_prefix(&[OF_USER])?.split_first_chunk()?;
-    Some((u32::from_be_bytes(*hour), place_of(place)?))
+fn user_token(token: &[u8]) -> Option<(u32, LogCursor)> {
+    let (hour, rest) = token.strip_prefix(&[OF_USER])?.split_first_chunk()?;
+    let (row, place) = rest.split_first_chunk()?;
+    Some((u32::from_be_bytes(*hour), LogCursor { row: u64::from_be_bytes(*row), at: place_of(place)? }))
 }
 
 fn totals_row(totals: &Totals) -> TotalsRow {

@@ -1,7 +1,8 @@
 //! The users' log: which receipts a user has, by the hour in which they ended.
 //!
 //! A row is written for each flush, hour and bucket that has receipts; a bucket is 1 of 16 by the user's hash. So one
-//! user's day is read by scanning a sixteenth of the rows of 24 hours. After the format byte a row holds groups:
+//! user's day is read by scanning a sixteenth of the rows of 24 hours. After the format byte a row holds the offset
+//! behind the flush's last record (varint), then groups:
 //!
 //! ```text
 //! notification (16 bytes), offset (varint), index in the record (varint), entries (varint)
@@ -11,12 +12,13 @@
 //! The user's hash is that of tenant and user, and is only a hint: who it was is in the receipts.
 //!
 //! **Replays.** A row's key ends with the offset of the flush's first record. After a restart records may be flushed
-//! again in other groups, so that rows overlap: entries at or behind the first offset of the next row (of the same hour,
-//! bucket and partition) are passed over, since that row has them too.
+//! again in other groups, so that rows overlap. Each row holds everything of its hour and bucket between its two
+//! offsets, so a reader goes through the rows in their order and passes over what lies before the end of those it has
+//! read. A flush that replaces a longer one takes away what the replay brings back right after.
 
 use std::collections::BTreeMap;
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{Buf, BufMut};
 use herald_core::{
     ids::{NotificationId, hash128},
     packed::unpack,
@@ -50,6 +52,15 @@ pub struct ReceiptAt {
     pub index: u32,
     /// Where in its columns.
     pub place: u32,
+}
+
+/// How far a reader of an hour is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogCursor {
+    /// The first offset of the row it is in, of the partition of `at`.
+    pub row: u64,
+    /// The first receipt that it has not read.
+    pub at: ReceiptAt,
 }
 
 /// A receipt of a notification, that may be a user's.
@@ -91,7 +102,8 @@ impl TenantHash {
 #[derive(Default)]
 pub struct LogWriter {
     hours: BTreeMap<u32, [LogRow; BUCKETS as usize]>,
-    first_offset: Option<u64>,
+    /// The offsets of the first record and behind the last.
+    span: Option<(u64, u64)>,
 }
 
 #[derive(Default)]
@@ -104,7 +116,7 @@ struct LogRow {
 impl LogWriter {
     /// Adds the receipts of a record. Records come in the order of their offsets.
     pub fn add(&mut self, offset: u64, index: u32, receipts: &record::Receipts) -> Result<(), StoreError> {
-        self.first_offset.get_or_insert(offset);
+        self.span = Some((self.span.map_or(offset, |(first, _)| first), offset + 1));
         let tenant = TenantHash::of(&receipts.tenant);
         let rows = self.hours.entry(hour_of(receipts.ended_ms)).or_default();
         for (place, user) in unpack(&receipts.users).enumerate() {
@@ -115,9 +127,6 @@ impl LogWriter {
             group.put_u32_le(place as u32);
         }
         for LogRow { row, group } in rows.iter_mut().filter(|row| !row.group.is_empty()) {
-            if row.is_empty() {
-                row.put_u8(FORMAT);
-            }
             row.put_slice(&receipts.notification_id);
             encode_varint(offset, row);
             encode_varint(index.into(), row);
@@ -129,10 +138,16 @@ impl LogWriter {
 
     /// Puts the rows.
     pub fn finish(self, partition: u32, batch: &mut Batch) {
-        let Some(first) = self.first_offset else { return };
+        let Some((first, end)) = self.span else { return };
         for (hour, rows) in self.hours {
-            for (bucket, LogRow { row, .. }) in rows.into_iter().enumerate().filter(|(_, row)| !row.row.is_empty()) {
-                batch.put(bucket_key(hour, bucket as u8).u32(partition).u64(first), row);
+            for (bucket, LogRow { row: groups, .. }) in rows.into_iter().enumerate() {
+                if !groups.is_empty() {
+                    let mut row = Vec::with_capacity(11 + groups.len());
+                    row.put_u8(FORMAT);
+                    encode_varint(end, &mut row);
+                    row.put_slice(&groups);
+                    batch.put(bucket_key(hour, bucket as u8).u32(partition).u64(first), row);
+                }
             }
         }
     }
@@ -151,30 +166,38 @@ pub fn row_place(key: &[u8]) -> Result<(u32, u64), StoreError> {
     Ok((parts.u32()?, parts.u64()?))
 }
 
-/// The entries of a row that may be the user's, in order, before an offset.
-pub fn entries_of(user: LogUser, partition: u32, row: &Bytes, before: u64) -> Result<Vec<LogEntry>, StoreError> {
-    let mut rest = &row[..];
+/// What a row has of a user.
+pub struct UserEntries {
+    /// The receipts that may be the user's, in order.
+    pub found: Vec<LogEntry>,
+    /// The offset behind the last record that the row covers.
+    pub end: u64,
+}
+
+/// The entries of a row from a place on that may be the user's.
+pub fn entries_of(user: LogUser, from: ReceiptAt, row: &[u8]) -> Result<UserEntries, StoreError> {
+    let mut rest = row;
+    let broken = || damaged("a users' log that breaks off");
     if rest.try_get_u8() != Ok(FORMAT) {
         return Err(damaged("a users' log in an unknown format"));
     }
-    let broken = || damaged("a users' log that breaks off");
-    let mut found = Vec::new();
+    let wanted = user.short().to_le_bytes();
+    let mut entries = UserEntries { found: Vec::new(), end: decode_varint(&mut rest).map_err(|_| broken())? };
     while rest.has_remaining() {
         let id = rest.get(..16).and_then(NotificationId::from_slice).ok_or_else(broken)?;
         rest.advance(16);
         let mut number = || decode_varint(&mut rest).map_err(|_| broken());
-        let (offset, index, count) = (number()?, number()?, number()?);
+        let (offset, index, count) = (number()?, number()? as u32, number()?);
         let length = usize::try_from(count).ok().and_then(|n| n.checked_mul(8)).ok_or_else(broken)?;
         let (group, after) = rest.split_at_checked(length).ok_or_else(broken)?;
         rest = after;
-        if offset >= before {
-            break;
-        }
-        let wanted = user.short().to_le_bytes();
         for entry in group.chunks_exact(8).filter(|entry| entry[..4] == wanted) {
             let place = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
-            found.push((id, ReceiptAt { partition, offset, index: index as u32, place }));
+            let at = ReceiptAt { partition: from.partition, offset, index, place };
+            if at >= from {
+                entries.found.push((id, at));
+            }
         }
     }
-    Ok(found)
+    Ok(entries)
 }

@@ -3,6 +3,7 @@
 //! Nothing in here does IO, knows a vendor, spawns a task or reads a clock. Services depend on this crate and never on
 //! each other; adapters implement the [`ports`].
 
+pub mod auth;
 pub mod books;
 pub mod clock;
 #[cfg(feature = "conformance")]
@@ -15,6 +16,8 @@ pub mod packed;
 pub mod people;
 pub mod policy;
 pub mod ports;
+pub mod problem;
+pub mod tokens;
 pub mod topic;
 
 pub use herald_proto::record;

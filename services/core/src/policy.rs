@@ -140,7 +140,9 @@ pub struct Policy {
     pub version: u64,
     tenants: Arc<HashMap<TenantId, Arc<TenantRow>>>,
     keys: Arc<HashMap<String, Arc<KeyRow>>>,
-    templates: Arc<HashMap<(TenantId, String), TemplateVersions>>,
+    /// The same keys by [`KeyRow::sha256`].
+    keys_by_sha256: Arc<HashMap<String, Arc<KeyRow>>>,
+    templates: Arc<HashMap<TenantId, HashMap<String, TemplateVersions>>>,
     secrets: Arc<HashMap<String, String>>,
     /// The version that was applied, by `kind/key`.
     applied: Arc<HashMap<String, u64>>,
@@ -193,22 +195,21 @@ impl Policy {
             }
             (kind::KEY, false) => {
                 let row: KeyRow = serde_json::from_slice(&control.value).map_err(unreadable)?;
-                Arc::make_mut(&mut self.keys).insert(row.key_id.clone(), Arc::new(row));
+                let row = Arc::new(row);
+                self.forget_key(&control.key);
+                Arc::make_mut(&mut self.keys_by_sha256).insert(row.sha256.clone(), row.clone());
+                Arc::make_mut(&mut self.keys).insert(control.key.clone(), row);
             }
-            (kind::KEY, true) => {
-                Arc::make_mut(&mut self.keys).remove(&control.key);
-            }
+            (kind::KEY, true) => self.forget_key(&control.key),
             (kind::TEMPLATE, false) => {
                 let row: TemplateRow = serde_json::from_slice(&control.value).map_err(unreadable)?;
-                let id = (TenantId::trusted(&row.tenant_id), row.template_id.clone());
-                let versions = &mut Arc::make_mut(&mut self.templates).entry(id).or_default().versions;
-                versions.insert(row.version, Arc::new(TemplateVersion::new(row)));
+                let template = self.template_entry(TenantId::trusted(&row.tenant_id), row.template_id.clone());
+                template.versions.insert(row.version, Arc::new(TemplateVersion::new(row)));
             }
             (kind::TEMPLATE_HEAD, false) => {
                 let head: TemplateHead = serde_json::from_slice(&control.value).map_err(unreadable)?;
                 if let Some((tenant, template)) = control.key.split_once('\u{1}') {
-                    let id = (TenantId::trusted(tenant), template.to_owned());
-                    Arc::make_mut(&mut self.templates).entry(id).or_default().head = head;
+                    self.template_entry(TenantId::trusted(tenant), template.to_owned()).head = head;
                 }
             }
             (kind::SECRET, false) => {
@@ -220,14 +221,34 @@ impl Policy {
         Ok(())
     }
 
+    fn forget_key(&mut self, key_id: &str) {
+        if let Some(row) = Arc::make_mut(&mut self.keys).remove(key_id) {
+            Arc::make_mut(&mut self.keys_by_sha256).remove(&row.sha256);
+        }
+    }
+
+    fn template_entry(&mut self, tenant: TenantId, id: String) -> &mut TemplateVersions {
+        Arc::make_mut(&mut self.templates).entry(tenant).or_default().entry(id).or_default()
+    }
+
     /// A tenant.
     pub fn tenant(&self, id: &TenantId) -> Option<&Arc<TenantRow>> {
         self.tenants.get(id)
     }
 
+    /// A tenant's id in the shared form, if the tenant exists.
+    pub fn tenant_id(&self, id: &str) -> Option<&TenantId> {
+        self.tenants.get_key_value(id).map(|(id, _)| id)
+    }
+
     /// An API key by its public part.
     pub fn key(&self, key_id: &str) -> Option<&Arc<KeyRow>> {
         self.keys.get(key_id)
+    }
+
+    /// An API key by the SHA-256 of the whole key, in hex.
+    pub fn key_by_sha256(&self, sha256: &str) -> Option<&Arc<KeyRow>> {
+        self.keys_by_sha256.get(sha256)
     }
 
     /// A shared secret, in hex.
@@ -237,13 +258,13 @@ impl Policy {
 
     /// A version of a template; the live one unless a version is named.
     pub fn template(&self, tenant: &TenantId, id: &str, version: Option<u32>) -> Option<&Arc<TemplateVersion>> {
-        let template = self.templates.get(&(tenant.clone(), id.to_owned()))?;
+        let template = self.templates.get(tenant)?.get(id)?;
         template.versions.get(&version.or(template.head.live)?)
     }
 
     /// Which version of a template is live.
     pub fn template_head(&self, tenant: &TenantId, id: &str) -> Option<&TemplateHead> {
-        self.templates.get(&(tenant.clone(), id.to_owned())).map(|t| &t.head)
+        self.templates.get(tenant)?.get(id).map(|t| &t.head)
     }
 }
 
@@ -266,6 +287,30 @@ mod tests {
         policy.apply(&Control { deleted: true, value: Default::default(), ..tenant(3, "") }).unwrap();
         policy.apply(&tenant(2, "new")).unwrap();
         assert!(policy.tenant(&TenantId::trusted("t")).is_none());
+    }
+
+    #[test]
+    fn a_key_is_found_by_its_hash_until_it_is_deleted_or_replaced() {
+        let key = |version: u64, sha256: &str| {
+            let row = KeyRow {
+                key_id: "k".into(),
+                sha256: sha256.into(),
+                tenant_id: None,
+                name: String::new(),
+                scopes: Vec::new(),
+                created_ms: 0,
+                expires_ms: None,
+            };
+            let value = serde_json::to_vec(&row).unwrap().into();
+            Control { kind: kind::KEY.into(), key: "k".into(), version, value, deleted: false }
+        };
+        let mut policy = Policy::default();
+        policy.apply(&key(1, "aa")).unwrap();
+        assert_eq!(policy.key_by_sha256("aa").unwrap().key_id, "k");
+        policy.apply(&key(2, "bb")).unwrap();
+        assert!(policy.key_by_sha256("aa").is_none() && policy.key_by_sha256("bb").is_some());
+        policy.apply(&Control { deleted: true, ..key(3, "") }).unwrap();
+        assert!(policy.key_by_sha256("bb").is_none() && policy.key("k").is_none());
     }
 
     #[test]

@@ -19,10 +19,7 @@ mod recovery;
 mod state;
 mod subscription;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use herald_core::{
@@ -31,7 +28,10 @@ use herald_core::{
     topic::{Group, TopicPartition},
 };
 use parking_lot::{Condvar, Mutex};
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 pub use flush::FlusherThread;
 pub use recovery::OpenError;

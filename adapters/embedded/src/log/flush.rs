@@ -118,8 +118,9 @@ impl State {
         // What is not needed as of now is not needed once all until now is durable; so the note that a segment goes
         // may be part of the same flush.
         let written = self.segments.last_key_value().map_or(0, |(start, _)| *start);
-        let dropped: Vec<u64> =
-            self.segments.range(..written).filter(|(_, segment)| segment.live == 0).map(|(start, _)| *start).collect();
+        let sealed = self.segments.range(..written);
+        let unneeded = sealed.filter(|(_, segment)| segment.live == 0 && segment.arriving == 0);
+        let dropped: Vec<u64> = unneeded.map(|(start, _)| *start).collect();
         if !dropped.is_empty() {
             self.put_dropped(&dropped);
             for start in &dropped {

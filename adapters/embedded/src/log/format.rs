@@ -450,7 +450,7 @@ pub fn decode_record(entry: &Bytes) -> Option<Record> {
         offset: fields.offset,
         key: entry.slice(RECORD_BYTES..envelope_at),
         timestamp_ms: fields.timestamp_ms,
-        envelope: Envelope::decode(&entry[envelope_at..body_at]).ok()?,
+        envelope: Envelope::decode(entry.slice(envelope_at..body_at)).ok()?,
         body: entry.slice(body_at..),
     })
 }

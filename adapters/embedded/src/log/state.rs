@@ -77,6 +77,8 @@ pub struct Segment {
     pub live_bytes: u64,
     /// The records that are not gone.
     pub live: u64,
+    /// Copies that are being written into it and not counted yet.
+    pub arriving: u64,
     /// Absent until it is written, or while it is closed.
     pub file: Option<Arc<dyn DiskFile>>,
 }
@@ -310,8 +312,9 @@ impl State {
         }
         let bytes = FRAME_BYTES + live.iter().map(|(_, record)| record.bytes.len()).sum::<usize>();
         let frame = self.begin_frame(bytes);
-        if let Some(chunk) = self.pending.last_mut() {
+        if let (Some(chunk), Some(mut segment)) = (self.pending.last_mut(), self.segments.last_entry()) {
             let start = chunk.segment + chunk.at;
+            segment.get_mut().arriving += live.len() as u64;
             for (slot, record) in live {
                 let to = start + chunk.bytes.len() as u64;
                 self.moves.push(Move { slot, offset: record.offset, from: record.position, to });
@@ -324,6 +327,9 @@ impl State {
     /// Points the index to copies that are written now.
     pub fn apply_moves(&mut self, moves: &[Move]) {
         for Move { slot, offset, from, to } in moves {
+            if let Some((_, segment)) = self.segments.range_mut(..=*to).next_back() {
+                segment.arriving -= 1;
+            }
             if let Some(entry) = self.partitions[*slot].entries.get_mut(offset)
                 && entry.position == *from
             {

@@ -1,5 +1,5 @@
 //! What the tests of the log share.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::{
     io,

@@ -1,0 +1,77 @@
+//! Whose a data directory is.
+
+use std::fs;
+
+use herald_core::topic::Layout;
+use herald_embedded::data_dir::{DEFAULT_LAYOUT, DataDir, DataDirError, Settings};
+
+fn settings(layout: Option<Layout>) -> Settings {
+    Settings { layout, region: "eu".to_owned() }
+}
+
+#[test]
+fn a_new_directory_keeps_what_it_was_made_with() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("new/data");
+    let layout = Layout { shards: 8, requests: 3, receipts: 2 };
+    let identity = DataDir::open(&path, &settings(Some(layout)), 77).unwrap().identity().clone();
+    assert_eq!((identity.layout, identity.epoch, identity.region.as_str()), (layout, 1, "eu"));
+    let mut again = DataDir::open(&path, &settings(None), 99).unwrap();
+    assert_eq!((again.identity(), again.created_ms()), (&identity, 77));
+    assert_eq!(again.raise_log_epoch().unwrap(), 2);
+    drop(again);
+    assert_eq!(DataDir::open(&path, &settings(None), 99).unwrap().identity().epoch, 2);
+    let other = tempfile::tempdir().unwrap();
+    assert_eq!(DataDir::open(other.path(), &settings(None), 0).unwrap().identity().layout, DEFAULT_LAYOUT);
+}
+
+#[test]
+fn another_layout_or_region_is_refused_with_the_way_out() {
+    let directory = tempfile::tempdir().unwrap();
+    DataDir::open(directory.path(), &settings(None), 0).unwrap();
+    let error =
+        DataDir::open(directory.path(), &settings(Some(Layout { shards: 32, ..DEFAULT_LAYOUT })), 0).unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, DataDirError::OtherLayout { .. }));
+    assert!(text.contains("shards: 16") && text.contains("shards: 32") && text.contains("new directory"), "{text}");
+    let moved = Settings { layout: None, region: "us".to_owned() };
+    assert!(matches!(DataDir::open(directory.path(), &moved, 0), Err(DataDirError::OtherRegion { .. })));
+    let nonsense = settings(Some(Layout { shards: 65, ..DEFAULT_LAYOUT }));
+    assert!(matches!(DataDir::open(directory.path(), &nonsense, 0), Err(DataDirError::BadLayout(_))));
+}
+
+#[test]
+fn a_second_process_is_refused_until_the_first_is_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = DataDir::open(directory.path(), &settings(None), 0).unwrap();
+    let error = DataDir::open(directory.path(), &settings(None), 0).unwrap_err();
+    assert!(matches!(error, DataDirError::InUse(_)));
+    assert!(error.to_string().contains(&directory.path().display().to_string()), "{error}");
+    drop(first);
+    DataDir::open(directory.path(), &settings(None), 0).unwrap();
+}
+
+#[test]
+fn what_is_not_heralds_stays_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("thesis.txt"), "precious").unwrap();
+    let error = DataDir::open(directory.path(), &settings(None), 0).unwrap_err();
+    assert!(error.to_string().contains("thesis.txt"), "{error}");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_newer_or_damaged_description_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    DataDir::open(directory.path(), &settings(None), 0).unwrap();
+    let name = directory.path().join("herald.json");
+    fs::write(&name, r#"{"format_version": 2, "something": "new"}"#).unwrap();
+    let error = DataDir::open(directory.path(), &settings(None), 0).unwrap_err();
+    assert!(matches!(error, DataDirError::NewerFormat { found: 2, .. }), "{error}");
+    fs::write(&name, "{").unwrap();
+    assert!(matches!(DataDir::open(directory.path(), &settings(None), 0), Err(DataDirError::Damaged { .. })));
+    // A power cut between the lock and the description leaves a directory that can be begun again.
+    fs::remove_file(&name).unwrap();
+    fs::write(directory.path().join("herald.json.new"), "{").unwrap();
+    DataDir::open(directory.path(), &settings(None), 0).unwrap();
+}

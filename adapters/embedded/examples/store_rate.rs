@@ -30,6 +30,10 @@ use herald_embedded::{
 };
 use rustix::time::{ClockId, clock_gettime};
 
+// As in the binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const PEOPLE: u32 = 100_000;
 const FAN_OUT: usize = 300;
 const NOW_MS: u64 = 1_700_000_000_000;
@@ -85,9 +89,10 @@ async fn people(stores: &Stores, tenant: &TenantId) {
     for round in ["first", "second"] {
         measure(&format!("person read, 256 a call, {round} time"), async || {
             let mut read = 0;
-            for begin in (0..20_000).step_by(256) {
+            for begin in (0..PEOPLE).step_by(256) {
                 // Strided, as a page of an audience is: neighbours in the audience are not neighbours in the table.
-                let ids: Vec<String> = (begin..begin + 256).map(|n| name(n * 7919 % PEOPLE)).collect();
+                let ids: Vec<String> =
+                    (begin..begin + 256).map(|n| name((u64::from(n) * 7919 % u64::from(PEOPLE)) as u32)).collect();
                 read +=
                     stores.directory.people(tenant, &ids).await.unwrap().iter().filter(|p| p.user.is_some()).count();
             }
@@ -124,7 +129,7 @@ async fn audiences(stores: &Stores, tenant: &TenantId) {
 }
 
 fn audience_of(batch: usize) -> Vec<String> {
-    (0..FAN_OUT).map(|n| name(((batch * FAN_OUT + n) as u32 * 7919) % PEOPLE)).collect()
+    (0..FAN_OUT).map(|n| name(((batch * FAN_OUT + n) as u64 * 7919 % u64::from(PEOPLE)) as u32)).collect()
 }
 
 async fn inbox(stores: &Stores, tenant: &TenantId) {

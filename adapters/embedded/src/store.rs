@@ -6,7 +6,7 @@
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | 0x01 person | tenant, user | profile and preferences, either may be absent |
+//! | 0x01 person | tenant, hash of the user, user | profile and preferences, either may be absent |
 //! | 0x02 audience | tenant, kind, owner, first (hash, user) | packed ids in the order of (hash, user); see [`chunks`] |
 //! | 0x10 admission | tenant, key | the admission |
 //! | 0x11 admission by age | hour of first use, tenant, key | nothing |
@@ -38,6 +38,7 @@ pub mod ledger;
 pub mod locks;
 pub mod registry;
 pub mod rows;
+pub mod totals;
 pub mod user_log;
 
 use std::sync::Arc;

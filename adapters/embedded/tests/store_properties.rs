@@ -136,9 +136,9 @@ async fn check_feeds(stores: &Stores, feeds: &[Feed; 3]) {
 fn flush(offsets: std::ops::Range<u64>) -> Flush {
     let record = |offset: u64| {
         let id = ledger_id(offset % 3);
-        let users = names((0..40).filter(|n| (u64::from(*n) + offset) % 3 == 0));
+        let users = names((0..40).filter(|n| (u64::from(*n) + offset).is_multiple_of(3)));
         // Every seventh record ends in the hour after.
-        let ended_ms = LEDGER_MS + offset + if offset % 7 == 0 { 3_600_000 } else { 0 };
+        let ended_ms = LEDGER_MS + offset + if offset.is_multiple_of(7) { 3_600_000 } else { 0 };
         let (some, rest) = users.split_at(5);
         let receipts = [some, rest].map(|users| ledger::receipts(&tenant(), &id, users, ended_ms));
         (offset, receipts.into())

@@ -10,7 +10,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{
+    Database, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode,
+    config::{HashRatioPolicy, RestartIntervalPolicy},
+};
 use herald_core::ports::StoreError;
 use parking_lot::Mutex;
 
@@ -52,6 +55,9 @@ const MOST_WAITING_TABLES: usize = 18;
 /// The memtables that wait to be written from which on a write would sleep (fjall sleeps from 4 on).
 const MOST_WAITING_MEMTABLES: usize = 3;
 
+/// The longest key that fjall takes; a longer one would end the process.
+const MAX_KEY_BYTES: usize = 65_535;
+
 impl FjallKv {
     /// Opens or creates the database in a directory.
     pub fn open(path: &Path, config: FjallConfig) -> Result<Self, StoreError> {
@@ -62,8 +68,14 @@ impl FjallKv {
             .manual_journal_persist(true)
             .open()
             .map_err(unavailable)?;
-        let options =
-            || KeyspaceCreateOptions::default().max_memtable_size(config.memtable_bytes).manual_journal_persist(true);
+        // Most reads are of one row: a short search within a block is worth the few bytes more.
+        let options = || {
+            KeyspaceCreateOptions::default()
+                .max_memtable_size(config.memtable_bytes)
+                .manual_journal_persist(true)
+                .data_block_restart_interval_policy(RestartIntervalPolicy::all(4))
+                .data_block_hash_ratio_policy(HashRatioPolicy::all(0.75))
+        };
         let rows = database.keyspace("rows", options).map_err(unavailable)?;
         let last = flush_number(rows.get(FLUSH_KEY).map_err(unavailable)?.as_deref())?;
         Ok(Self { database, rows, path: path.into(), dirty: AtomicBool::new(false), flush: Mutex::new(last) })
@@ -135,6 +147,9 @@ impl Kv for FjallKv {
         }
         let mut write = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), batch.len());
         for (key, value) in batch.changes {
+            if key.len() > MAX_KEY_BYTES {
+                return Err(StoreError::Unavailable(format!("a key of {} bytes is too long", key.len())));
+            }
             match value {
                 Some(value) => write.insert(&self.rows, key, value),
                 None => write.remove(&self.rows, key),
@@ -175,11 +190,14 @@ impl SyncFirst for FjallKv {
     }
 }
 
+/// An error of the disk or of a full store may pass; one of what is stored will not.
 fn unavailable(error: fjall::Error) -> StoreError {
-    match error {
-        fjall::Error::JournalRecovery(_) | fjall::Error::InvalidVersion(_) | fjall::Error::Decompress(_) => {
-            StoreError::Damaged(error.to_string())
-        }
-        _ => StoreError::Unavailable(error.to_string()),
-    }
+    let damaged = match &error {
+        fjall::Error::Storage(LsmError::Io(_)) => false,
+        fjall::Error::Storage(_) => true,
+        fjall::Error::JournalRecovery(_) | fjall::Error::InvalidVersion(_) | fjall::Error::Unrecoverable => true,
+        fjall::Error::Decompress(_) | fjall::Error::InvalidTrailer | fjall::Error::InvalidTag(_) => true,
+        _ => false,
+    };
+    if damaged { StoreError::Damaged(error.to_string()) } else { StoreError::Unavailable(error.to_string()) }
 }

@@ -13,13 +13,14 @@ use std::{cmp::Ordering, sync::Arc};
 use bytes::{BufMut, Bytes};
 use herald_core::{
     ids::user_hash,
-    packed::{PackedWriter, unpack},
+    packed::unpack,
     ports::{
         StoreError,
         directory::{AudienceKey, AudiencePage},
     },
     record::Cursor,
 };
+use prost::encoding::encode_varint;
 
 use super::{
     keys::{Key, Parts, Table},
@@ -40,14 +41,14 @@ const PAGE_CHUNKS: usize = 16;
 pub struct Member {
     /// The user's hash.
     pub hash: u64,
-    /// The user's id.
-    pub user: String,
+    /// The user's id, in UTF-8; of a stored member a slice of its row.
+    pub user: Bytes,
 }
 
 impl Member {
     /// A user as a member.
     pub fn of(user: &str) -> Self {
-        Self { hash: user_hash(user), user: user.into() }
+        Self { hash: user_hash(user), user: Bytes::copy_from_slice(user.as_bytes()) }
     }
 }
 
@@ -131,7 +132,7 @@ impl Chunks {
         Ok(changed)
     }
 
-    fn key(&self, hash: u64, user: &str) -> Key {
+    fn key(&self, hash: u64, user: impl AsRef<[u8]>) -> Key {
         self.prefix.clone().u64(hash).tail(user)
     }
 
@@ -229,21 +230,24 @@ fn ids(value: &[u8]) -> Result<herald_core::packed::Unpack<'_>, StoreError> {
     }
 }
 
-fn members(value: &[u8]) -> Result<Vec<Member>, StoreError> {
+fn members(value: &Bytes) -> Result<Vec<Member>, StoreError> {
     let mut members = Vec::with_capacity(MAX_CHUNK);
     for user in ids(value)? {
-        members.push(Member::of(user.map_err(|e| StoreError::Damaged(e.to_string()))?));
+        let user = user.map_err(|e| StoreError::Damaged(e.to_string()))?;
+        members.push(Member { hash: user_hash(user), user: value.slice_ref(user.as_bytes()) });
     }
     Ok(members)
 }
 
+/// A row of members: as [`herald_core::packed`] packs ids, which were checked when they came.
 fn encode(members: &[Member]) -> Bytes {
-    let mut column = PackedWriter::default();
-    members.iter().for_each(|member| column.push(&member.user));
-    let column = column.finish();
-    let mut value = Vec::with_capacity(1 + column.len());
+    let length: usize = members.iter().map(|member| member.user.len() + 2).sum();
+    let mut value = Vec::with_capacity(1 + length);
     value.put_u8(FORMAT);
-    value.put_slice(&column);
+    for member in members {
+        encode_varint(member.user.len() as u64, &mut value);
+        value.put_slice(&member.user);
+    }
     value.into()
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 use herald_core::{
-    ids::TenantId,
+    ids::{TenantId, user_hash},
     people::{ChannelPreference, Endpoint, Person, Preferences, QuietHours, QuietPolicy, User},
     ports::{
         StoreError,
@@ -126,7 +126,7 @@ impl DirectoryStore {
 }
 
 fn person_key(tenant: &str, user: &str) -> Key {
-    Key::of(Table::Person).part(tenant).tail(user)
+    Key::of(Table::Person).part(tenant).u64(user_hash(user)).tail(user)
 }
 
 /// The profile to store over the one that was there.

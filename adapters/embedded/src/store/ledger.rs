@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 use herald_core::{
-    books::{ChannelTotals, Tally, Totals},
+    books::Totals,
     ids::{NotificationId, TenantId},
     packed::unpack,
     ports::{
@@ -19,7 +19,8 @@ use prost::Message;
 
 use super::{
     keys::{Key, Parts, Table},
-    rows::{AdmittedRowValue, ChannelTotalsRow, FORMAT, TotalsRow, damaged, decode, encode},
+    rows::{AdmittedRowValue, FORMAT, TotalsRow, damaged, decode, encode},
+    totals::{to_totals, totals_row},
     user_log::{
         LogCursor, LogEntry, LogUser, LogWriter, ReceiptAt, TenantHash, bucket_key, entries_of, hour_of, row_place,
     },
@@ -431,52 +432,6 @@ fn user_token(token: &[u8]) -> Option<(u32, LogCursor)> {
     let (hour, rest) = token.strip_prefix(&[OF_USER])?.split_first_chunk()?;
     let (row, place) = rest.split_first_chunk()?;
     Some((u32::from_be_bytes(*hour), LogCursor { row: u64::from_be_bytes(*row), at: place_of(place)? }))
-}
-
-fn totals_row(totals: &Totals) -> TotalsRow {
-    let channels = totals.channels.iter().map(|(channel, t)| {
-        let row = ChannelTotalsRow {
-            created: t.created.count,
-            created_hash_sum: t.created.hash_sum,
-            ended: t.ended.count,
-            ended_hash_sum: t.ended.hash_sum,
-            delivered: t.delivered,
-            suppressed: t.suppressed.clone(),
-            failed: t.failed,
-            dead: t.dead,
-        };
-        (*channel, row)
-    });
-    TotalsRow {
-        tenant: totals.tenant.as_str().into(),
-        channels: channels.collect(),
-        recipients: totals.recipients,
-        complete: totals.complete,
-        applied: totals.applied,
-        updated_ms: totals.updated_ms,
-    }
-}
-
-fn to_totals(row: TotalsRow) -> Totals {
-    let channels = row.channels.into_iter().map(|(channel, row)| {
-        let totals = ChannelTotals {
-            created: Tally { count: row.created, hash_sum: row.created_hash_sum },
-            ended: Tally { count: row.ended, hash_sum: row.ended_hash_sum },
-            delivered: row.delivered,
-            suppressed: row.suppressed,
-            failed: row.failed,
-            dead: row.dead,
-        };
-        (channel, totals)
-    });
-    Totals {
-        tenant: TenantId::trusted(&row.tenant),
-        channels: channels.collect(),
-        recipients: row.recipients,
-        complete: row.complete,
-        applied: row.applied,
-        updated_ms: row.updated_ms,
-    }
 }
 
 #[async_trait]

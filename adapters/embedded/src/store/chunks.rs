@@ -8,7 +8,7 @@
 //! Editors of an audience hold its tenant's lock, and so do readers, because a chunk that is merged into the one before
 //! would move below a reader that has just looked for its place.
 
-use std::{cmp::Ordering, sync::Arc};
+use std::{cmp::Ordering, collections::VecDeque, sync::Arc};
 
 use bytes::{BufMut, Bytes};
 use herald_core::{
@@ -111,8 +111,9 @@ impl Chunks {
     pub fn edit(&self, members: &[Member], present: bool, batch: &mut Batch) -> Result<u64, StoreError> {
         let mut changed = 0;
         let mut rest = members;
+        let mut ahead = VecDeque::new();
         while let Some(first) = rest.first() {
-            let mut chunk = self.chunk_of(first)?;
+            let mut chunk = self.chunk_of(first, rest.len(), &mut ahead)?;
             loop {
                 let mine = rest.partition_point(|m| chunk.holds(self, m));
                 let (edits, others) = rest.split_at(mine);
@@ -121,7 +122,7 @@ impl Chunks {
                 chunk.members = merged;
                 changed += count;
                 chunk.changed |= count > 0;
-                if present || !chunk.changed || !self.absorb_successor(&mut chunk, batch)? {
+                if present || !chunk.changed || !self.absorb_successor(&mut chunk, &mut ahead, batch)? {
                     break;
                 }
             }
@@ -156,20 +157,42 @@ impl Chunks {
         rows.into_iter().next().map(|(key, value)| Ok((self.parse(&key)?, value))).transpose()
     }
 
-    fn chunk_of(&self, member: &Member) -> Result<Chunk, StoreError> {
+    /// The chunk of a member, and whatever chunks behind it were read at once because more members are to come.
+    fn chunk_of(
+        &self,
+        member: &Member,
+        to_come: usize,
+        ahead: &mut VecDeque<(Key, Bytes)>,
+    ) -> Result<Chunk, StoreError> {
         let place = self.key(member.hash, &member.user);
-        let rows = self.kv.scan(self.prefix.bytes()..place.next().bytes(), Direction::Backward, 1)?;
-        let next = self.next_chunk(&place)?.map(|(key, _)| key);
-        match rows.into_iter().next() {
-            Some((key, value)) => {
-                Ok(Chunk { key: self.parse(&key)?, stored: true, members: members(&value)?, next, changed: false })
-            }
-            None => Ok(Chunk { key: self.key(0, ""), stored: false, members: Vec::new(), next, changed: false }),
+        while ahead.get(1).is_some_and(|(next, _)| next.bytes() <= place.bytes()) {
+            ahead.pop_front();
         }
+        // The end of the last chunk that was read is not known.
+        let known = ahead.len() > 1 && ahead[0].0.bytes() <= place.bytes();
+        let mut stored = known;
+        if !known {
+            let floor = self.floor(&place)?;
+            stored = floor.is_some();
+            let begin = floor.unwrap_or_else(|| self.prefix.clone());
+            let chunks = if to_come == 1 { 2 } else { PAGE_CHUNKS };
+            let rows = self.kv.scan(begin.bytes()..self.prefix.end().bytes(), Direction::Forward, chunks)?;
+            *ahead = rows.into_iter().map(|(key, value)| Ok((self.parse(&key)?, value))).collect::<Result<_, _>>()?;
+        }
+        let (key, members) = match ahead.pop_front_if(|_| stored) {
+            Some((key, value)) => (key, members(&value)?),
+            None => (self.key(0, ""), Vec::new()),
+        };
+        Ok(Chunk { key, stored, members, next: ahead.front().map(|(key, _)| key.clone()), changed: false })
     }
 
     /// Takes the next chunk into one that runs low; `false` where that is not to be done.
-    fn absorb_successor(&self, chunk: &mut Chunk, batch: &mut Batch) -> Result<bool, StoreError> {
+    fn absorb_successor(
+        &self,
+        chunk: &mut Chunk,
+        ahead: &mut VecDeque<(Key, Bytes)>,
+        batch: &mut Batch,
+    ) -> Result<bool, StoreError> {
         if chunk.members.is_empty() || chunk.members.len() >= LOW_CHUNK {
             return Ok(false);
         }
@@ -180,7 +203,13 @@ impl Chunks {
             return Ok(false);
         }
         chunk.members.extend(more);
-        chunk.next = self.next_chunk(&key)?.map(|(key, _)| key);
+        if ahead.front().is_some_and(|(next, _)| *next == key) {
+            ahead.pop_front();
+        }
+        chunk.next = match ahead.front() {
+            Some((next, _)) => Some(next.clone()),
+            None => self.next_chunk(&key)?.map(|(key, _)| key),
+        };
         batch.delete(&key);
         Ok(true)
     }

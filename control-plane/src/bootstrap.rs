@@ -1,12 +1,15 @@
 //! What must be there before the first call.
 
 use bytes::Bytes;
-use herald_core::policy::{KeyRow, SIGNING_SECRET, SecretRow, TenantRow, kind};
+use herald_core::{
+    auth::TENANT_SCOPES,
+    policy::{KeyRow, SIGNING_SECRET, SecretRow, TenantRow, kind},
+    problem::Problem,
+};
 
 use crate::{
-    keys::{self, NewKey, hex},
-    publisher::Publisher,
-    refusal::Refusal,
+    keys::{self, NewKey},
+    publisher::{Publisher, unwritable},
     tenants,
 };
 
@@ -18,25 +21,24 @@ pub const DEV_KEY: &str = "hk_dev_demo";
 pub const DEV_ADMIN_KEY: &str = "hk_dev_admin";
 
 /// Creates the secret that signs end-user tokens, unless there is one. Many processes may do so at once.
-pub async fn ensure_secrets(publisher: &Publisher) -> Result<(), Refusal> {
+pub async fn ensure_secrets(publisher: &Publisher) -> Result<(), Problem> {
     if publisher.get::<SecretRow>(kind::SECRET, SIGNING_SECRET).await?.is_some() {
         return Ok(());
     }
     let entropy = &publisher.world().entropy;
-    let secret: Vec<u8> = (0..4).flat_map(|_| entropy.next_u64().to_be_bytes()).collect();
-    let row = SecretRow { value: hex(&secret) };
-    let value = serde_json::to_vec(&row).map_err(|error| Refusal::Unavailable(error.to_string()))?;
+    let row = SecretRow { value: (0..4).map(|_| format!("{:016x}", entropy.next_u64())).collect() };
+    let value = serde_json::to_vec(&row).map_err(|error| unwritable(&error))?;
     // A mismatch means that another process was faster: its secret holds.
     publisher.put(kind::SECRET, SIGNING_SECRET, Some(Bytes::from(value)), 0).await?;
     Ok(())
 }
 
 /// Creates the tenant and the keys of `herald dev`, unless they are there. For loopback only: the keys are public.
-pub async fn ensure_dev(publisher: &Publisher, tenant_scopes: &[&str]) -> Result<(), Refusal> {
+pub async fn ensure_dev(publisher: &Publisher) -> Result<(), Problem> {
     if publisher.get::<TenantRow>(kind::TENANT, DEV_TENANT).await?.is_none() {
         tenants::put(publisher, DEV_TENANT, "Demo").await?;
     }
-    let scopes: Vec<String> = tenant_scopes.iter().map(ToString::to_string).collect();
+    let scopes: Vec<String> = TENANT_SCOPES.iter().map(ToString::to_string).collect();
     for (key, tenant_id, scopes) in [(DEV_KEY, Some(DEV_TENANT), scopes), (DEV_ADMIN_KEY, None, Vec::new())] {
         let key_id = key.trim_start_matches("hk_");
         if publisher.get::<KeyRow>(kind::KEY, key_id).await?.is_none() {

@@ -2,15 +2,15 @@
 
 use bytes::Bytes;
 use herald_core::{
+    auth::{Scope, TENANT_SCOPES, sha256_hex},
     clock::Entropy,
     policy::{KeyRow, kind},
     ports::registry::Written,
+    problem::{Kind, Problem},
 };
-use sha2::{Digest, Sha256};
 
 use crate::{
-    publisher::{Publisher, read},
-    refusal::Refusal,
+    publisher::{Publisher, contended, read, unwritable},
     tenants::{self, check_name},
 };
 
@@ -44,18 +44,18 @@ pub struct CreatedKey {
     pub key: String,
 }
 
-/// Creates a key. Its tenant must exist, and its scopes must be among `known_scopes`.
-pub async fn create(publisher: &Publisher, new: NewKey, known_scopes: &[&str]) -> Result<CreatedKey, Refusal> {
+/// Creates a key. Its tenant must exist.
+pub async fn create(publisher: &Publisher, new: NewKey) -> Result<CreatedKey, Problem> {
     check_name(&new.name)?;
-    check_scopes(&new, known_scopes)?;
+    check_scopes(&new)?;
     let now_ms = publisher.world().now_ms();
     if new.expires_ms.is_some_and(|expires_ms| expires_ms <= now_ms) {
-        return Err(Refusal::malformed("expires_at", "invalid_value", "The key would have expired already."));
+        return Err(Problem::field("expires_at", "invalid_value", "The key would have expired already."));
     }
     if let Some(tenant_id) = &new.tenant_id {
-        tenants::get(publisher, tenant_id).await.map_err(|refusal| match refusal {
-            Refusal::NotFound(_) => Refusal::rule("unknown_tenant", "Create the tenant before its keys."),
-            other => other,
+        tenants::get(publisher, tenant_id).await.map_err(|problem| match problem.kind() {
+            Kind::NotFound => Problem::refused("unknown_tenant", "Create the tenant before its keys."),
+            _ => problem,
         })?;
     }
     let entropy = &*publisher.world().entropy;
@@ -64,7 +64,7 @@ pub async fn create(publisher: &Publisher, new: NewKey, known_scopes: &[&str]) -
     match put(publisher, &key_id, &key, new, now_ms).await? {
         Written::Done(_) => Ok(CreatedKey { key_id, key }),
         // One in 2^50: the caller tries again.
-        Written::VersionMismatch(_) => Err(Refusal::Unavailable("the key id is taken".into())),
+        Written::VersionMismatch(_) => Err(Problem::unavailable("The drawn key id is taken. Repeat the call.")),
     }
 }
 
@@ -75,17 +75,17 @@ pub(crate) async fn put(
     key: &str,
     new: NewKey,
     now_ms: u64,
-) -> Result<Written, Refusal> {
+) -> Result<Written, Problem> {
     let row = KeyRow {
         key_id: key_id.to_owned(),
-        sha256: hex(&Sha256::digest(key.as_bytes())),
+        sha256: sha256_hex(key.as_bytes()),
         tenant_id: new.tenant_id,
         name: new.name,
         scopes: new.scopes,
         created_ms: now_ms,
         expires_ms: new.expires_ms,
     };
-    let value = serde_json::to_vec(&row).map_err(|error| Refusal::Unavailable(error.to_string()))?;
+    let value = serde_json::to_vec(&row).map_err(|error| unwritable(&error))?;
     publisher.put(kind::KEY, key_id, Some(Bytes::from(value)), 0).await
 }
 
@@ -96,7 +96,7 @@ pub async fn list(
     tenant_id: Option<&str>,
     after: Option<&str>,
     limit: usize,
-) -> Result<(Vec<KeyRow>, Option<String>), Refusal> {
+) -> Result<(Vec<KeyRow>, Option<String>), Problem> {
     let scanned = if tenant_id.is_some() { MAX_SCANNED } else { limit };
     let stored = publisher.registry().list(kind::KEY, "", after, scanned).await?;
     let mut next = (stored.len() == scanned).then(|| stored.last().map(|last| last.key.clone())).flatten();
@@ -116,26 +116,31 @@ pub async fn list(
 }
 
 /// Deletes a key. It is refused everywhere once the policy has arrived.
-pub async fn delete(publisher: &Publisher, key_id: &str) -> Result<(), Refusal> {
+pub async fn delete(publisher: &Publisher, key_id: &str) -> Result<(), Problem> {
     for _ in 0..MAX_ATTEMPTS {
         let stored = publisher.registry().get(kind::KEY, key_id).await?;
-        let stored = stored.filter(|stored| stored.value.is_some()).ok_or(Refusal::NotFound("key"))?;
+        let stored = stored.filter(|stored| stored.value.is_some()).ok_or_else(|| Problem::not_found("key"))?;
         if let Written::Done(_) = publisher.put(kind::KEY, key_id, None, stored.version).await? {
             return Ok(());
         }
     }
-    Err(Refusal::Unavailable("too many writers change this key at once".into()))
+    Err(contended())
 }
 
-fn check_scopes(new: &NewKey, known_scopes: &[&str]) -> Result<(), Refusal> {
-    let unknown = new.scopes.iter().position(|scope| !known_scopes.contains(&scope.as_str()));
-    let problem = match unknown {
+fn check_scopes(new: &NewKey) -> Result<(), Problem> {
+    let allowed = |scope: &str| match new.tenant_id {
+        Some(_) => TENANT_SCOPES.contains(&scope),
+        // An operator's key may do everything; it can say so.
+        None => scope == Scope::Operator.name(),
+    };
+    let (field, code) = match new.scopes.iter().position(|scope| !allowed(scope)) {
         Some(at) => (format!("scopes[{at}]"), "unknown_scope"),
         None if new.scopes.is_empty() && new.tenant_id.is_some() => ("scopes".to_owned(), "required"),
-        None if new.scopes.len() > known_scopes.len() => ("scopes".to_owned(), "too_many"),
+        None if new.scopes.len() > TENANT_SCOPES.len() => ("scopes".to_owned(), "too_many"),
         None => return Ok(()),
     };
-    Err(Refusal::malformed(&problem.0, problem.1, format!("The scopes are {}.", known_scopes.join(", "))))
+    let detail = format!("A tenant's key has some of {}; an operator's has none.", TENANT_SCOPES.join(", "));
+    Err(Problem::field(field, code, detail))
 }
 
 /// Random characters of Crockford's base 32, five bits each.
@@ -150,9 +155,4 @@ fn random_text(entropy: &dyn Entropy, chars: usize) -> String {
         }
     }
     text
-}
-
-/// Bytes in hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

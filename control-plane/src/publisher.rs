@@ -11,6 +11,7 @@ use herald_core::{
         log::{Log, NewRecord},
         registry::{Registry, Versioned, Written},
     },
+    problem::{Kind, Problem},
     record::{Control, Envelope, Schema},
 };
 use prost::Message;
@@ -18,7 +19,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{feed::control, refusal::Refusal};
+use crate::feed::control;
 
 const APPLY_WITHIN: Duration = Duration::from_secs(5);
 const SWEEP_AT_ONCE: usize = 100;
@@ -61,6 +62,11 @@ impl Publisher {
         self.policy.borrow().clone()
     }
 
+    /// What this process decides with, and whatever replaces it.
+    pub fn watch(&self) -> watch::Receiver<Arc<Policy>> {
+        self.policy.clone()
+    }
+
     /// Clock and entropy.
     pub fn world(&self) -> &World {
         &self.world
@@ -68,7 +74,7 @@ impl Publisher {
 
     /// Stores a policy (`None` deletes it) if the stored version is `expect`, publishes it, and returns once this
     /// process decides with it. After an `Err` it is open whether it was stored; if it was, it will be published.
-    pub async fn put(&self, kind: &str, key: &str, value: Option<Bytes>, expect: u64) -> Result<Written, Refusal> {
+    pub async fn put(&self, kind: &str, key: &str, value: Option<Bytes>, expect: u64) -> Result<Written, Problem> {
         let written = self.registry.put(kind, key, value, expect).await?;
         if let Written::Done(_) = written {
             let offset = self.publish(kind, key).await?;
@@ -83,22 +89,22 @@ impl Publisher {
         &self,
         kind: &str,
         key: &str,
-        mut decide: impl FnMut(Option<T>) -> Result<T, Refusal>,
-    ) -> Result<(T, u64), Refusal> {
+        mut decide: impl FnMut(Option<T>) -> Result<T, Problem>,
+    ) -> Result<(T, u64), Problem> {
         for _ in 0..MAX_ATTEMPTS {
             let stored = self.registry.get(kind, key).await?;
             let expect = stored.as_ref().map_or(0, |stored| stored.version);
             let decided = decide(stored.and_then(|stored| stored.value).map(|value| read(kind, &value)).transpose()?)?;
-            let value = serde_json::to_vec(&decided).map_err(|error| Refusal::Unavailable(error.to_string()))?;
+            let value = serde_json::to_vec(&decided).map_err(|error| unwritable(&error))?;
             if let Written::Done(version) = self.put(kind, key, Some(value.into()), expect).await? {
                 return Ok((decided, version));
             }
         }
-        Err(Refusal::Unavailable(format!("too many writers change {kind} at once")))
+        Err(contended())
     }
 
     /// A stored policy; `None` if there is none or it is deleted.
-    pub async fn get<T: DeserializeOwned>(&self, kind: &str, key: &str) -> Result<Option<(T, u64)>, Refusal> {
+    pub async fn get<T: DeserializeOwned>(&self, kind: &str, key: &str) -> Result<Option<(T, u64)>, Problem> {
         let Some(Versioned { value: Some(value), version, .. }) = self.registry.get(kind, key).await? else {
             return Ok(None);
         };
@@ -106,7 +112,7 @@ impl Publisher {
     }
 
     /// Publishes what is stored and not known to be on `control`; returns how many policies.
-    pub async fn sweep(&self) -> Result<usize, Refusal> {
+    pub async fn sweep(&self) -> Result<usize, Problem> {
         let mut swept = 0;
         loop {
             let left_behind = self.registry.unpublished(SWEEP_AT_ONCE).await?;
@@ -121,20 +127,20 @@ impl Publisher {
     }
 
     /// Appends the newest version until it is the newest; returns the last offset.
-    async fn publish(&self, kind: &str, key: &str) -> Result<u64, Refusal> {
+    async fn publish(&self, kind: &str, key: &str) -> Result<u64, Problem> {
         let _one_at_a_time = self.appending.lock().await;
-        let vanished = || Refusal::Unavailable(format!("a stored {kind} vanished"));
+        let vanished = || internal(kind, "a stored policy vanished");
         let mut newest = self.registry.get(kind, key).await?.ok_or_else(vanished)?;
         for _ in 0..MAX_ATTEMPTS {
             let offsets = self.log.append(vec![self.record(&newest)]).await?;
             let after = self.registry.get(kind, key).await?.ok_or_else(vanished)?;
             if after.version == newest.version {
                 self.registry.published(kind, key, newest.version).await?;
-                return offsets.first().copied().ok_or_else(|| Refusal::Unavailable("the log gave no offset".into()));
+                return offsets.first().copied().ok_or_else(|| internal(kind, "the log gave no offset"));
             }
             newest = after;
         }
-        Err(Refusal::Unavailable(format!("too many writers change {kind} at once")))
+        Err(contended())
     }
 
     fn record(&self, policy: &Versioned) -> NewRecord {
@@ -162,13 +168,13 @@ impl Publisher {
     }
 
     /// Returns once this process's feed has passed `offset`.
-    async fn applied(&self, offset: u64) -> Result<(), Refusal> {
+    async fn applied(&self, offset: u64) -> Result<(), Problem> {
         let mut policy = self.policy.clone();
         let waited = tokio::time::timeout(APPLY_WITHIN, policy.wait_for(|policy| policy.version > offset)).await;
         match waited {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(Refusal::Unavailable("the policy feed has ended".into())),
-            Err(_) => Err(Refusal::Unavailable("the change is stored and not yet applied here".into())),
+            Ok(Err(_)) => Err(Problem::unavailable("The process is stopping.")),
+            Err(_) => Err(Problem::unavailable("The change is stored and not yet applied here.")),
         }
     }
 }
@@ -189,6 +195,21 @@ pub async fn sweep_until(publisher: Arc<Publisher>, interval: Duration, shutdown
     }
 }
 
-pub(crate) fn read<T: DeserializeOwned>(kind: &str, value: &[u8]) -> Result<T, Refusal> {
-    serde_json::from_slice(value).map_err(|error| Refusal::Unavailable(format!("a stored {kind} is damaged: {error}")))
+pub(crate) fn read<T: DeserializeOwned>(kind: &str, value: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(value).map_err(|error| internal(kind, &error.to_string()))
+}
+
+/// Many writers were faster, again and again.
+pub(crate) fn contended() -> Problem {
+    Problem::unavailable("Too many writers change this at once. Repeat the call.")
+}
+
+/// A row that cannot be written as JSON, which no row of ours does.
+pub(crate) fn unwritable(error: &serde_json::Error) -> Problem {
+    internal("policy", &error.to_string())
+}
+
+fn internal(kind: &str, cause: &str) -> Problem {
+    tracing::error!(kind, cause, "a policy cannot be handled");
+    Problem::new(Kind::Internal, "internal", "Stored data cannot be handled.")
 }

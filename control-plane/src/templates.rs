@@ -6,17 +6,15 @@ use herald_core::{
     ids::{TenantId, check_id},
     policy::{TemplateHead, TemplateRow, kind, template_head_key, template_row_key},
     ports::registry::Written,
+    problem::{FieldError, Problem},
     templates::{
-        Channel, Limits, Message, PersonContext, RenderError, Rendered, SharedContext, Template, TemplateSource,
-        TenantContext, UserContext,
+        Channel, CompileError, Limits, Message, PersonContext, RenderError, Rendered, SharedContext, Template,
+        TemplateSource, TenantContext, UserContext,
     },
 };
 use serde_json::Value;
 
-use crate::{
-    publisher::{Publisher, read},
-    refusal::{FieldProblem, Refusal},
-};
+use crate::publisher::{Publisher, contended, read, unwritable};
 
 /// How many former live versions are remembered.
 const MAX_PREVIOUS: usize = 16;
@@ -51,8 +49,8 @@ impl Found {
 /// What a preview is made of.
 #[derive(Debug, Clone)]
 pub struct PreviewRequest<'a> {
-    /// The channel's name.
-    pub channel: &'a str,
+    /// The channel's name; the template's first unless set.
+    pub channel: Option<&'a str>,
     /// The live version unless set.
     pub version: Option<u32>,
     /// The user's locale unless set.
@@ -66,6 +64,8 @@ pub struct PreviewRequest<'a> {
 /// A rendered message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preview {
+    /// The channel's name.
+    pub channel: &'static str,
     /// The version that was rendered.
     pub version: u32,
     /// Its parts by name.
@@ -81,7 +81,7 @@ pub async fn put(
     id: &str,
     source: TemplateSource,
     publish: bool,
-) -> Result<Stored, Refusal> {
+) -> Result<Stored, Problem> {
     check_template_id(id)?;
     check(&source)?;
     let version = put_row(publisher, tenant, id, source).await?;
@@ -101,7 +101,7 @@ pub async fn put(
 
 /// Stores the row under the next free number. A number is taken by another writer, or by one that died before it
 /// could tell the head.
-async fn put_row(publisher: &Publisher, tenant: &TenantId, id: &str, source: TemplateSource) -> Result<u32, Refusal> {
+async fn put_row(publisher: &Publisher, tenant: &TenantId, id: &str, source: TemplateSource) -> Result<u32, Problem> {
     let head: Option<(TemplateHead, u64)> = publisher.get(kind::TEMPLATE_HEAD, &template_head_key(tenant, id)).await?;
     let first = head.map_or(0, |(head, _)| head.latest) + 1;
     let mut row = TemplateRow {
@@ -113,13 +113,13 @@ async fn put_row(publisher: &Publisher, tenant: &TenantId, id: &str, source: Tem
     };
     for version in first..first + MAX_ATTEMPTS {
         row.version = version;
-        let value = serde_json::to_vec(&row).map_err(|error| Refusal::Unavailable(error.to_string()))?;
+        let value = serde_json::to_vec(&row).map_err(|error| unwritable(&error))?;
         let key = template_row_key(tenant, id, version);
         if let Written::Done(_) = publisher.put(kind::TEMPLATE, &key, Some(value.into()), 0).await? {
             return Ok(version);
         }
     }
-    Err(Refusal::Unavailable("too many writers change this template at once".into()))
+    Err(contended())
 }
 
 fn go_live(head: &mut TemplateHead, version: u32) {
@@ -132,12 +132,12 @@ fn go_live(head: &mut TemplateHead, version: u32) {
 }
 
 /// A version: the named one, else the live one, else the newest draft.
-pub async fn get(publisher: &Publisher, tenant: &TenantId, id: &str, version: Option<u32>) -> Result<Found, Refusal> {
+pub async fn get(publisher: &Publisher, tenant: &TenantId, id: &str, version: Option<u32>) -> Result<Found, Problem> {
     let head: Option<(TemplateHead, u64)> = publisher.get(kind::TEMPLATE_HEAD, &template_head_key(tenant, id)).await?;
-    let (head, _) = head.ok_or(Refusal::NotFound("template"))?;
+    let (head, _) = head.ok_or_else(|| Problem::not_found("template"))?;
     let version = version.or(head.live).unwrap_or(head.latest);
     let row: Option<(TemplateRow, u64)> = publisher.get(kind::TEMPLATE, &template_row_key(tenant, id, version)).await?;
-    let (row, _) = row.ok_or(Refusal::NotFound("version of this template"))?;
+    let (row, _) = row.ok_or_else(|| Problem::not_found("version of this template"))?;
     Ok(Found { row, head })
 }
 
@@ -147,7 +147,7 @@ pub async fn list(
     tenant: &TenantId,
     after: Option<&str>,
     limit: usize,
-) -> Result<Vec<Found>, Refusal> {
+) -> Result<Vec<Found>, Problem> {
     let prefix = template_head_key(tenant, "");
     let after = after.map(|id| template_head_key(tenant, id));
     let heads = publisher.registry().list(kind::TEMPLATE_HEAD, &prefix, after.as_deref(), limit).await?;
@@ -169,7 +169,7 @@ pub async fn publish(
     tenant: &TenantId,
     id: &str,
     version: Option<u32>,
-) -> Result<TemplateHead, Refusal> {
+) -> Result<TemplateHead, Problem> {
     let newest = get(publisher, tenant, id, version).await?.head.latest;
     let version = version.unwrap_or(newest);
     // What an earlier release took may not compile any more.
@@ -188,12 +188,12 @@ pub async fn rollback(
     tenant: &TenantId,
     id: &str,
     version: Option<u32>,
-) -> Result<TemplateHead, Refusal> {
+) -> Result<TemplateHead, Problem> {
     if version.is_some() {
         return self::publish(publisher, tenant, id, version).await;
     }
     change_head(publisher, tenant, id, |head| {
-        let nothing = || Refusal::rule("nothing_to_roll_back", "No other version of this template was live before.");
+        let nothing = || Problem::refused("nothing_to_roll_back", "No other version of this template was live before.");
         head.live = Some(head.previous.pop().ok_or_else(nothing)?);
         Ok(())
     })
@@ -204,10 +204,10 @@ async fn change_head(
     publisher: &Publisher,
     tenant: &TenantId,
     id: &str,
-    mut change: impl FnMut(&mut TemplateHead) -> Result<(), Refusal>,
-) -> Result<TemplateHead, Refusal> {
+    mut change: impl FnMut(&mut TemplateHead) -> Result<(), Problem>,
+) -> Result<TemplateHead, Problem> {
     let decide = |head: Option<TemplateHead>| {
-        let mut head = head.ok_or(Refusal::NotFound("template"))?;
+        let mut head = head.ok_or_else(|| Problem::not_found("template"))?;
         change(&mut head)?;
         Ok(head)
     };
@@ -220,19 +220,21 @@ pub async fn preview(
     tenant: &TenantId,
     id: &str,
     request: &PreviewRequest<'_>,
-) -> Result<Preview, Refusal> {
-    let channel = Channel::ALL.into_iter().find(|channel| channel.as_str() == request.channel).ok_or_else(|| {
-        Refusal::malformed("channel", "invalid_value", "The channel is `in_app`, `email`, `push` or `webhook`.")
-    })?;
+) -> Result<Preview, Problem> {
     let found = get(publisher, tenant, id, request.version).await?;
     let template = check(&found.row.source)?;
-    template.check_data(request.data).map_err(|errors| Refusal::Rule {
-        code: "template_data",
-        detail: "`data` does not fit the template's data schema.".into(),
-        fields: errors
+    let channel = match request.channel {
+        Some(name) => Channel::ALL.into_iter().find(|channel| channel.as_str() == name).ok_or_else(|| {
+            Problem::field("channel", "invalid_value", "The channel is `in_app`, `email`, `push` or `webhook`.")
+        })?,
+        None => template.channels().next().ok_or_else(|| Problem::not_found("channel of this template"))?,
+    };
+    template.check_data(request.data).map_err(|errors| {
+        let fields = errors
             .into_iter()
-            .map(|error| FieldProblem::new(format!("/data{}", error.pointer), "data_schema", error.detail))
-            .collect(),
+            .map(|error| FieldError::new(format!("/data{}", error.pointer), "data_schema", error.detail))
+            .collect();
+        Problem::refused("template_data", "`data` does not fit the template's data schema.").with_errors(fields)
     })?;
     let policy = publisher.policy();
     let name = policy.tenant(tenant).map_or("", |row| row.name.as_str());
@@ -249,19 +251,19 @@ pub async fn preview(
     template
         .prepare(channel, locale, &shared)
         .and_then(|prepared| prepared.render(&user, &mut rendered))
-        .map_err(|error| render_refusal(&error))?;
-    Ok(Preview { version: found.row.version, parts: parts(&rendered) })
+        .map_err(|error| render_problem(&error))?;
+    Ok(Preview { channel: channel.as_str(), version: found.row.version, parts: parts(&rendered) })
 }
 
-fn render_refusal(error: &RenderError) -> Refusal {
+fn render_problem(error: &RenderError) -> Problem {
     let fields = match error {
         RenderError::Data { field, path, problem } => {
-            vec![FieldProblem::new(*field, error.code(), format!("`{path}` {problem}"))]
+            vec![FieldError::new(*field, error.code(), format!("`{path}` {problem}"))]
         }
-        RenderError::Limit { field, .. } => vec![FieldProblem::new(*field, error.code(), error.to_string())],
-        RenderError::NoChannel { .. } => vec![FieldProblem::new("channel", error.code(), error.to_string())],
+        RenderError::Limit { field, .. } => vec![FieldError::new(*field, error.code(), error.to_string())],
+        RenderError::NoChannel { .. } => vec![FieldError::new("channel", error.code(), error.to_string())],
     };
-    Refusal::Rule { code: error.code(), detail: error.to_string(), fields }
+    Problem::refused(error.code(), error.to_string()).with_errors(fields)
 }
 
 fn parts(rendered: &Rendered) -> BTreeMap<String, String> {
@@ -275,20 +277,17 @@ fn parts(rendered: &Rendered) -> BTreeMap<String, String> {
     named.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?.to_owned()))).collect()
 }
 
-fn check(source: &TemplateSource) -> Result<Template, Refusal> {
-    Template::compile(source, &Limits::default()).map_err(|errors| Refusal::Rule {
-        code: "template_invalid",
-        detail: format!("The template does not compile: {} error(s).", errors.len()),
-        fields: errors
-            .into_iter()
-            .map(|error| {
-                let detail = format!("line {}, column {}: {}", error.line, error.column, error.message);
-                FieldProblem::new(error.field, error.code.as_str(), detail)
-            })
-            .collect(),
+fn check(source: &TemplateSource) -> Result<Template, Problem> {
+    Template::compile(source, &Limits::default()).map_err(|errors| {
+        let detail = format!("The template does not compile: {} error(s).", errors.len());
+        let field = |error: CompileError| {
+            let detail = format!("line {}, column {}: {}", error.line, error.column, error.message);
+            FieldError::new(error.field, error.code.as_str(), detail)
+        };
+        Problem::refused("template_invalid", detail).with_errors(errors.into_iter().map(field).collect())
     })
 }
 
-fn check_template_id(id: &str) -> Result<(), Refusal> {
-    check_id("template_id", id).map_err(|error| Refusal::malformed("template_id", "invalid_id", error.to_string()))
+fn check_template_id(id: &str) -> Result<(), Problem> {
+    check_id("template_id", id).map_err(|error| Problem::field("template_id", "invalid_id", error.to_string()))
 }

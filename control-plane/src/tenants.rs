@@ -3,19 +3,17 @@
 use herald_core::{
     ids::TenantId,
     policy::{TenantRow, kind},
+    problem::Problem,
 };
 
-use crate::{
-    publisher::{Publisher, read},
-    refusal::Refusal,
-};
+use crate::publisher::{Publisher, read};
 
 const MAX_NAME_BYTES: usize = 256;
 
 /// Creates or renames a tenant; returns it and its version.
-pub async fn put(publisher: &Publisher, tenant_id: &str, name: &str) -> Result<(TenantRow, u64), Refusal> {
+pub async fn put(publisher: &Publisher, tenant_id: &str, name: &str) -> Result<(TenantRow, u64), Problem> {
     let tenant =
-        TenantId::parse(tenant_id).map_err(|error| Refusal::malformed("tenant_id", "invalid_id", error.to_string()))?;
+        TenantId::parse(tenant_id).map_err(|error| Problem::field("tenant_id", "invalid_id", error.to_string()))?;
     check_name(name)?;
     let now_ms = publisher.world().now_ms();
     publisher
@@ -28,12 +26,12 @@ pub async fn put(publisher: &Publisher, tenant_id: &str, name: &str) -> Result<(
 }
 
 /// A tenant and its version.
-pub async fn get(publisher: &Publisher, tenant_id: &str) -> Result<(TenantRow, u64), Refusal> {
-    publisher.get(kind::TENANT, tenant_id).await?.ok_or(Refusal::NotFound("tenant"))
+pub async fn get(publisher: &Publisher, tenant_id: &str) -> Result<(TenantRow, u64), Problem> {
+    publisher.get(kind::TENANT, tenant_id).await?.ok_or_else(|| Problem::not_found("tenant"))
 }
 
 /// Tenants after an id, in the order of ids.
-pub async fn list(publisher: &Publisher, after: Option<&str>, limit: usize) -> Result<Vec<(TenantRow, u64)>, Refusal> {
+pub async fn list(publisher: &Publisher, after: Option<&str>, limit: usize) -> Result<Vec<(TenantRow, u64)>, Problem> {
     let stored = publisher.registry().list(kind::TENANT, "", after, limit).await?;
     stored
         .into_iter()
@@ -43,10 +41,10 @@ pub async fn list(publisher: &Publisher, after: Option<&str>, limit: usize) -> R
 }
 
 /// Checks a name for people.
-pub(crate) fn check_name(name: &str) -> Result<(), Refusal> {
+pub(crate) fn check_name(name: &str) -> Result<(), Problem> {
     if name.len() > MAX_NAME_BYTES || name.contains(char::is_control) {
         let detail = format!("A name has at most {MAX_NAME_BYTES} bytes and no control characters.");
-        return Err(Refusal::malformed("name", "invalid_value", detail));
+        return Err(Problem::field("name", "invalid_value", detail));
     }
     Ok(())
 }

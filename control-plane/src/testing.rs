@@ -13,13 +13,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use herald_core::{
     clock::{Clock, Entropy, World},
+    ids::TenantId,
+    people::{Person, User},
     policy::Policy,
     ports::{
         StoreError,
+        directory::{AudienceKey, AudiencePage, Changed, Directory, Membership, PersonChange},
         log::*,
         registry::{Registry, Versioned, Written},
     },
-    record::Control,
+    record::{Control, Cursor},
     topic::{Group, Layout, TopicPartition},
 };
 use prost::Message;
@@ -222,5 +225,44 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.feed.abort();
+    }
+}
+
+/// Knows one user, `u1` of tenant `demo`.
+pub(crate) struct FakeDirectory;
+
+#[async_trait]
+impl Directory for FakeDirectory {
+    async fn people(&self, tenant: &TenantId, user_ids: &[String]) -> Result<Vec<Person>, StoreError> {
+        let person = |id: &String| match (tenant.as_str(), id.as_str()) {
+            ("demo", "u1") => {
+                let user = User { user_id: id.clone(), locale: Some("de".into()), ..User::default() };
+                Person { user: Some(user), ..Person::default() }
+            }
+            _ => Person::default(),
+        };
+        Ok(user_ids.iter().map(person).collect())
+    }
+
+    async fn change(&self, _: &TenantId, _: Vec<PersonChange>, _: u64) -> Result<Vec<Changed>, StoreError> {
+        unreachable!("previews read only")
+    }
+
+    async fn list(&self, _: &TenantId, _: Option<Cursor>, _: usize) -> Result<(Vec<User>, Option<Cursor>), StoreError> {
+        unreachable!("previews read only")
+    }
+
+    async fn set_members(&self, _: &TenantId, _: Vec<Membership>, _: bool) -> Result<u64, StoreError> {
+        unreachable!("previews read only")
+    }
+
+    async fn audience(
+        &self,
+        _: &TenantId,
+        _: &AudienceKey,
+        _: Option<Cursor>,
+        _: usize,
+    ) -> Result<AudiencePage, StoreError> {
+        unreachable!("previews read only")
     }
 }

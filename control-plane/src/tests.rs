@@ -6,14 +6,15 @@ use std::{
 };
 
 use herald_core::{
+    auth::{TENANT_SCOPES, sha256_hex},
     ids::TenantId,
     people::User,
     policy::{SIGNING_SECRET, kind, template_head_key},
     ports::{log::Log, registry::Registry},
+    problem::{Kind, Problem},
     templates::{ChannelSources, InAppSource, PersonContext, TemplateSource},
 };
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -21,7 +22,6 @@ use crate::{
     feed::{control, read_policy},
     keys::{self, NewKey},
     publisher::sweep_until,
-    refusal::Refusal,
     templates::{self, PreviewRequest},
     tenants,
     testing::{FakeLog, FakeRegistry, Process},
@@ -109,7 +109,7 @@ async fn the_sweeper_publishes_what_a_crash_left_behind() {
     let world = world();
     world.log.fail_appends.store(1, SeqCst);
     let refused = tenants::put(&world.process.publisher, "acme", "Acme").await;
-    assert!(matches!(refused, Err(Refusal::Unavailable(_))), "{refused:?}");
+    assert_eq!(refused.unwrap_err().kind(), Kind::Unavailable);
     assert!(world.process.publisher.policy().tenant(&TenantId::trusted("acme")).is_none());
 
     let shutdown = CancellationToken::new();
@@ -142,14 +142,14 @@ async fn drafts_stay_back_and_a_rollback_never_makes_one_live() {
 
     assert_eq!(templates::rollback(publisher, &demo(), "t", None).await.unwrap().live, Some(1), "2 is a draft");
     let nothing = templates::rollback(publisher, &demo(), "t", None).await.unwrap_err();
-    assert!(matches!(nothing, Refusal::Rule { code: "nothing_to_roll_back", .. }), "{nothing:?}");
+    assert_eq!(nothing.code(), "nothing_to_roll_back");
     assert_eq!(templates::rollback(publisher, &demo(), "t", Some(3)).await.unwrap().live, Some(3));
     for missing in [Some(9), Some(0)] {
         let refused = templates::publish(publisher, &demo(), "t", missing).await.unwrap_err();
-        assert!(matches!(refused, Refusal::NotFound(_)), "{refused:?}");
+        assert_eq!(refused.kind(), Kind::NotFound);
     }
     let other = templates::get(publisher, &TenantId::trusted("other"), "t", None).await.unwrap_err();
-    assert_eq!(other, Refusal::NotFound("template"));
+    assert_eq!(other.kind(), Kind::NotFound);
 
     let found = templates::get(publisher, &demo(), "t", Some(2)).await.unwrap();
     assert_eq!((found.published(), found.row.source), (false, source("two")));
@@ -166,7 +166,8 @@ async fn a_template_that_does_not_compile_is_refused_with_line_and_column() {
     let world = world();
     let broken = source("Hello\n  {{#if data.x}} no end");
     let refused = templates::put(&world.process.publisher, &demo(), "t", broken, true).await.unwrap_err();
-    let Refusal::Rule { code: "template_invalid", fields, .. } = refused else { panic!("{refused:?}") };
+    assert_eq!((refused.kind(), refused.code()), (Kind::Refused, "template_invalid"));
+    let fields = refused.errors();
     assert_eq!(fields[0].field, "channels.in_app.body");
     assert!(fields[0].detail.starts_with("line "), "{fields:?}");
     assert!(fields[0].detail.contains("column "), "{fields:?}");
@@ -183,24 +184,24 @@ async fn a_preview_is_what_the_user_would_get() {
     let user = User { user_id: "u1".into(), ..User::default() };
     let preview = async |channel, data: Value| {
         let user = PersonContext { id: &user.user_id, locale: None, time_zone: None, attributes: &Value::Null };
-        let request = PreviewRequest { channel, version: None, locale: None, data: &data, user };
+        let request = PreviewRequest { channel: Some(channel), version: None, locale: None, data: &data, user };
         templates::preview(publisher, &demo(), "t", &request).await
     };
     assert_eq!(preview("in_app", json!({"n": 3})).await.unwrap().parts["body"], "u1 of Demo Inc: 3");
     let missing = preview("in_app", json!({})).await.unwrap_err();
-    assert!(matches!(missing, Refusal::Rule { code: "template_data", .. }), "{missing:?}");
-    assert!(matches!(preview("email", json!({"n": 3})).await, Err(Refusal::Rule { code: "template_channel", .. })));
-    assert!(matches!(preview("fax", json!({"n": 3})).await, Err(Refusal::Malformed(_))));
+    assert_eq!(missing.code(), "template_data");
+    assert_eq!(preview("email", json!({"n": 3})).await.unwrap_err().code(), "template_channel");
+    assert_eq!(preview("fax", json!({"n": 3})).await.unwrap_err().kind(), Kind::Malformed);
 }
 
-async fn create_key(world: &World, tenant: Option<&str>, scopes: &[&str]) -> Result<keys::CreatedKey, Refusal> {
+async fn create_key(world: &World, tenant: Option<&str>, scopes: &[&str]) -> Result<keys::CreatedKey, Problem> {
     let new = NewKey {
         tenant_id: tenant.map(str::to_owned),
         name: "k".into(),
         scopes: scopes.iter().map(ToString::to_string).collect(),
         expires_ms: None,
     };
-    keys::create(&world.process.publisher, new, &["notify", "users:read"]).await
+    keys::create(&world.process.publisher, new).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -211,7 +212,7 @@ async fn a_key_is_stored_as_its_hash_and_refused_after_its_deletion() {
     let secret = created.key.strip_prefix(&format!("hk_{}_", created.key_id)).unwrap();
     assert_eq!((created.key_id.len(), secret.len()), (10, 26));
     let row = world.process.publisher.policy().key(&created.key_id).unwrap().clone();
-    assert_eq!(row.sha256, keys::hex(&Sha256::digest(created.key.as_bytes())));
+    assert_eq!(row.sha256, sha256_hex(created.key.as_bytes()));
     let everything = format!("{:?}", world.log.read(control(), 0, 100).await.unwrap());
     assert!(!everything.contains(secret), "the secret is on the log");
 
@@ -225,7 +226,8 @@ async fn a_key_is_stored_as_its_hash_and_refused_after_its_deletion() {
 
     keys::delete(&world.process.publisher, &created.key_id).await.unwrap();
     assert!(world.process.publisher.policy().key(&created.key_id).is_none());
-    assert_eq!(keys::delete(&world.process.publisher, &created.key_id).await, Err(Refusal::NotFound("key")));
+    let again = keys::delete(&world.process.publisher, &created.key_id).await;
+    assert_eq!(again.unwrap_err().kind(), Kind::NotFound);
 }
 
 #[tokio::test(start_paused = true)]
@@ -233,10 +235,10 @@ async fn a_key_needs_a_tenant_that_exists_and_scopes_that_are_known() {
     let world = world();
     tenants::put(&world.process.publisher, "acme", "Acme").await.unwrap();
     let unknown = create_key(&world, Some("nobody"), &["notify"]).await.err().unwrap();
-    assert!(matches!(unknown, Refusal::Rule { code: "unknown_tenant", .. }), "{unknown:?}");
-    for scopes in [&["root"][..], &[]] {
+    assert_eq!(unknown.code(), "unknown_tenant");
+    for scopes in [&["root"][..], &[], &["operator"]] {
         let refused = create_key(&world, Some("acme"), scopes).await.err().unwrap();
-        assert!(matches!(refused, Refusal::Malformed(_)), "{refused:?}");
+        assert_eq!(refused.kind(), Kind::Malformed);
     }
 }
 
@@ -246,19 +248,30 @@ async fn what_must_be_there_is_created_once() {
     let other = Process::start(&world.log, &world.registry);
     let (one, two) = tokio::join!(ensure_secrets(&world.process.publisher), ensure_secrets(&other.publisher));
     one.and(two).unwrap();
-    ensure_dev(&world.process.publisher, &["notify"]).await.unwrap();
+    ensure_dev(&world.process.publisher).await.unwrap();
     let before = world.log.published().len();
     let restarted = Process::start(&world.log, &world.registry);
     ensure_secrets(&restarted.publisher).await.unwrap();
-    ensure_dev(&restarted.publisher, &["notify"]).await.unwrap();
+    ensure_dev(&restarted.publisher).await.unwrap();
     assert_eq!(world.log.published().len(), before);
 
     let policy = read_policy(&*world.log).await.unwrap();
     assert_eq!(policy.secret(SIGNING_SECRET).map(str::len), Some(64));
     let key = policy.key("dev_demo").unwrap();
-    assert_eq!(key.sha256, keys::hex(&Sha256::digest(DEV_KEY.as_bytes())));
-    assert_eq!((key.tenant_id.as_deref(), key.scopes.as_slice()), (Some("demo"), &["notify".to_owned()][..]));
+    assert_eq!(key.sha256, sha256_hex(DEV_KEY.as_bytes()));
+    assert_eq!((key.tenant_id.as_deref(), key.scopes.as_slice()), (Some("demo"), &TENANT_SCOPES.map(String::from)[..]));
     assert_eq!(policy.key("dev_admin").unwrap().tenant_id, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_role_creates_the_secrets_once_the_log_takes_them() {
+    let world = world();
+    world.log.fail_appends.store(5, SeqCst);
+    let shutdown = CancellationToken::new();
+    let role = tokio::spawn(crate::run(Default::default(), world.process.publisher.clone(), shutdown.clone()));
+    world.process.until("the secret", |policy| policy.secret(SIGNING_SECRET).is_some()).await;
+    shutdown.cancel();
+    role.await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]

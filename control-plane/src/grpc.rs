@@ -1,0 +1,219 @@
+//! The gRPC face of templates, tenants and keys.
+
+use herald_api::{auth::Authenticated, request_id::RequestId, status::status, time::millis};
+use herald_core::{
+    auth::{Caller, Scope},
+    problem::Problem,
+};
+use herald_proto::v1::{
+    self, admin_server::Admin, admin_server::AdminServer, templates_server::Templates,
+    templates_server::TemplatesServer,
+};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    http::{bad_expiry, lists},
+    keys::{self, NewKey},
+    messages::{self, object},
+    service::{Deps, Page, preview},
+    templates, tenants,
+    views::{PreviewBody, PreviewUser},
+};
+
+/// The services of the control plane.
+pub fn services(deps: Deps) -> (TemplatesServer<TemplatesService>, AdminServer<AdminService>) {
+    (TemplatesServer::new(TemplatesService::new(deps.clone())), AdminServer::new(AdminService::new(deps)))
+}
+
+/// `herald.v1.Templates`.
+pub struct TemplatesService(Deps);
+
+/// `herald.v1.Admin`.
+pub struct AdminService(Deps);
+
+impl TemplatesService {
+    /// The service.
+    pub fn new(deps: Deps) -> Self {
+        Self(deps)
+    }
+}
+
+impl AdminService {
+    /// The service.
+    pub fn new(deps: Deps) -> Self {
+        Self(deps)
+    }
+}
+
+/// A call whose caller is known.
+struct Call<T> {
+    caller: Caller,
+    message: T,
+}
+
+/// Finds out who calls, answers, and words a refusal.
+async fn answer<T, R>(
+    deps: &Deps,
+    request: Request<T>,
+    decide: impl AsyncFnOnce(Call<T>) -> Result<R, Problem>,
+) -> Result<Response<R>, Status> {
+    let (metadata, extensions, message) = request.into_parts();
+    let answered = match deps.authenticator.authenticate(&metadata.into_headers()) {
+        Ok(Authenticated { caller, .. }) => decide(Call { caller, message }).await,
+        Err(problem) => Err(problem),
+    };
+    answered.map(Response::new).map_err(|problem| status(&problem, RequestId::text(&extensions)))
+}
+
+#[tonic::async_trait]
+impl Templates for TemplatesService {
+    async fn put_template(
+        &self,
+        request: Request<v1::PutTemplateRequest>,
+    ) -> Result<Response<v1::PutTemplateResponse>, Status> {
+        answer(&self.0, request, async |call: Call<v1::PutTemplateRequest>| {
+            let tenant = call.caller.require(Scope::Templates)?;
+            let (template_id, publish) = (call.message.template_id.clone(), call.message.publish.unwrap_or(true));
+            let source = messages::source(call.message);
+            let stored = templates::put(&self.0.publisher, tenant, &template_id, source, publish).await?;
+            Ok(v1::PutTemplateResponse { template_id, version: stored.version, published: stored.published })
+        })
+        .await
+    }
+
+    async fn get_template(&self, request: Request<v1::GetTemplateRequest>) -> Result<Response<v1::Template>, Status> {
+        answer(&self.0, request, async |call: Call<v1::GetTemplateRequest>| {
+            let tenant = call.caller.require(Scope::Templates)?;
+            let v1::GetTemplateRequest { template_id, version } = call.message;
+            Ok(messages::template(templates::get(&self.0.publisher, tenant, &template_id, version).await?))
+        })
+        .await
+    }
+
+    async fn list_templates(
+        &self,
+        request: Request<v1::ListTemplatesRequest>,
+    ) -> Result<Response<v1::ListTemplatesResponse>, Status> {
+        answer(&self.0, request, async |call: Call<v1::ListTemplatesRequest>| {
+            let tenant = call.caller.require(Scope::Templates)?;
+            let v1::ListTemplatesRequest { page_size, page_token } = call.message;
+            let page = Page::open(lists::templates(tenant.as_str()), page_size, page_token.as_deref())?;
+            let found = templates::list(&self.0.publisher, tenant, page.after.as_deref(), page.limit).await?;
+            let next_page_token = page.next(found.len(), found.last().map(|last| last.row.template_id.as_str()));
+            let templates = found.into_iter().map(messages::template).collect();
+            Ok(v1::ListTemplatesResponse { templates, next_page_token })
+        })
+        .await
+    }
+
+    async fn preview_template(
+        &self,
+        request: Request<v1::PreviewTemplateRequest>,
+    ) -> Result<Response<v1::PreviewTemplateResponse>, Status> {
+        answer(&self.0, request, async |call: Call<v1::PreviewTemplateRequest>| {
+            let tenant = call.caller.require(Scope::Templates)?;
+            let (template_id, body) = preview_body(call.message);
+            let rendered = preview(&self.0, tenant, &template_id, body).await?;
+            Ok(v1::PreviewTemplateResponse {
+                channel: rendered.channel.into(),
+                version: rendered.version,
+                parts: rendered.parts,
+            })
+        })
+        .await
+    }
+}
+
+fn preview_body(request: v1::PreviewTemplateRequest) -> (String, PreviewBody) {
+    let user = |user: v1::PutUserRequest| PreviewUser {
+        user_id: Some(user.user_id).filter(|id| !id.is_empty()),
+        locale: user.locale,
+        time_zone: user.time_zone,
+        attributes: user.attributes.map(object).unwrap_or_default(),
+        endpoints: Vec::new(),
+    };
+    let body = PreviewBody {
+        data: request.data.map(object),
+        user: request.user.map(user),
+        user_id: request.user_id,
+        channel: Some(request.channel),
+        locale: request.locale,
+        version: request.version,
+    };
+    (request.template_id, body)
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn put_tenant(&self, request: Request<v1::Tenant>) -> Result<Response<v1::Tenant>, Status> {
+        answer(&self.0, request, async |call: Call<v1::Tenant>| {
+            call.caller.require_operator()?;
+            let v1::Tenant { tenant_id, name, .. } = call.message;
+            Ok(messages::tenant(tenants::put(&self.0.publisher, &tenant_id, &name).await?))
+        })
+        .await
+    }
+
+    async fn get_tenant(&self, request: Request<v1::GetTenantRequest>) -> Result<Response<v1::Tenant>, Status> {
+        answer(&self.0, request, async |call: Call<v1::GetTenantRequest>| {
+            call.caller.require_operator()?;
+            Ok(messages::tenant(tenants::get(&self.0.publisher, &call.message.tenant_id).await?))
+        })
+        .await
+    }
+
+    async fn list_tenants(
+        &self,
+        request: Request<v1::ListTenantsRequest>,
+    ) -> Result<Response<v1::ListTenantsResponse>, Status> {
+        answer(&self.0, request, async |call: Call<v1::ListTenantsRequest>| {
+            call.caller.require_operator()?;
+            let v1::ListTenantsRequest { page_size, page_token } = call.message;
+            let page = Page::open(lists::tenants(), page_size, page_token.as_deref())?;
+            let found = tenants::list(&self.0.publisher, page.after.as_deref(), page.limit).await?;
+            let next_page_token = page.next(found.len(), found.last().map(|(row, _)| row.tenant_id.as_str()));
+            let tenants = found.into_iter().map(messages::tenant).collect();
+            Ok(v1::ListTenantsResponse { tenants, next_page_token })
+        })
+        .await
+    }
+
+    async fn create_key(
+        &self,
+        request: Request<v1::CreateKeyRequest>,
+    ) -> Result<Response<v1::CreateKeyResponse>, Status> {
+        answer(&self.0, request, async |call: Call<v1::CreateKeyRequest>| {
+            call.caller.require_operator()?;
+            let v1::CreateKeyRequest { tenant_id, name, scopes, expires_at } = call.message;
+            let expires_ms = expires_at.map(|at| millis(&at).ok_or_else(bad_expiry)).transpose()?;
+            let created = keys::create(&self.0.publisher, NewKey { tenant_id, name, scopes, expires_ms }).await?;
+            Ok(v1::CreateKeyResponse { key_id: created.key_id, key: created.key })
+        })
+        .await
+    }
+
+    async fn list_keys(&self, request: Request<v1::ListKeysRequest>) -> Result<Response<v1::ListKeysResponse>, Status> {
+        answer(&self.0, request, async |call: Call<v1::ListKeysRequest>| {
+            call.caller.require_operator()?;
+            let v1::ListKeysRequest { tenant_id, page_size, page_token } = call.message;
+            let tenant = tenant_id.as_deref();
+            let page = Page::open(lists::keys(tenant), page_size, page_token.as_deref())?;
+            let (rows, next) = keys::list(&self.0.publisher, tenant, page.after.as_deref(), page.limit).await?;
+            let next_page_token = page.token(next.as_deref());
+            Ok(v1::ListKeysResponse { keys: rows.into_iter().map(messages::key).collect(), next_page_token })
+        })
+        .await
+    }
+
+    async fn delete_key(
+        &self,
+        request: Request<v1::DeleteKeyRequest>,
+    ) -> Result<Response<v1::DeleteKeyResponse>, Status> {
+        answer(&self.0, request, async |call: Call<v1::DeleteKeyRequest>| {
+            call.caller.require_operator()?;
+            keys::delete(&self.0.publisher, &call.message.key_id).await?;
+            Ok(v1::DeleteKeyResponse {})
+        })
+        .await
+    }
+}

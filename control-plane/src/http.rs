@@ -1,0 +1,246 @@
+//! The HTTP face of templates, tenants and keys.
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{FromRef, FromRequest, Path, Request, State},
+    routing::{delete, get, post},
+};
+use herald_api::{
+    auth::{Authenticated, Authenticator},
+    json::{self, Json},
+    page::List,
+    query::Query,
+    rejection::Rejection,
+    time::millis,
+};
+use herald_core::{auth::Scope, problem::Problem};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::{
+    keys::{self, NewKey},
+    service::{Deps, Page, preview},
+    templates, tenants,
+    views::*,
+};
+
+/// The routes of the control plane. Around them belongs [`herald_api::finish::Finish`].
+pub fn router(deps: Deps) -> Router {
+    Router::new()
+        .route("/v1/templates", get(list_templates))
+        // `:preview`, `:publish` and `:rollback` are part of the last segment.
+        .route("/v1/templates/{template_id}", get(get_template).put(put_template).post(act_on_template))
+        .route("/v1/admin/tenants", get(list_tenants))
+        .route("/v1/admin/tenants/{tenant_id}", get(get_tenant).put(put_tenant))
+        .route("/v1/admin/keys", post(create_key).get(list_keys))
+        .route("/v1/admin/keys/{key_id}", delete(delete_key))
+        .with_state(deps)
+}
+
+impl FromRef<Deps> for Authenticator {
+    fn from_ref(deps: &Deps) -> Self {
+        deps.authenticator.clone()
+    }
+}
+
+type Answer<T> = Result<Json<T>, Rejection>;
+
+/// A body that is read only after it is known that the caller may call.
+struct Body {
+    bytes: Bytes,
+    media_type: Result<(), Problem>,
+}
+
+impl FromRequest<Deps> for Body {
+    type Rejection = Rejection;
+
+    async fn from_request(request: Request, deps: &Deps) -> Result<Self, Rejection> {
+        let media_type = json::check_media_type(request.headers());
+        Ok(Self { bytes: json::body(request, deps).await?, media_type })
+    }
+}
+
+impl Body {
+    fn read<T: DeserializeOwned>(self) -> Result<T, Problem> {
+        self.media_type?;
+        json::parse(&self.bytes)
+    }
+
+    /// As [`Body::read`], for a body that may be left away.
+    fn read_or_default<T: DeserializeOwned + Default>(self) -> Result<T, Problem> {
+        if self.bytes.is_empty() { Ok(T::default()) } else { self.read() }
+    }
+}
+
+fn page(mut query: Query, list: List) -> Result<Page, Problem> {
+    let (size, token) = (query.value("page_size"), query.text("page_token"));
+    query.finish()?;
+    Page::open(list, size, token.as_deref())
+}
+
+/// The lists of both faces, so that a token of one is good for the other.
+pub(crate) mod lists {
+    use herald_api::page::List;
+
+    pub(crate) fn templates(tenant: &str) -> List {
+        List::new("templates", &[tenant])
+    }
+
+    pub(crate) fn tenants() -> List {
+        List::new("tenants", &[])
+    }
+
+    pub(crate) fn keys(tenant: Option<&str>) -> List {
+        List::new("keys", &[tenant.unwrap_or_default()])
+    }
+}
+
+fn same_id(field: &str, in_path: &str, in_body: Option<&str>) -> Result<(), Problem> {
+    match in_body {
+        Some(id) if id != in_path => Err(Problem::field(field, "conflict", "The id differs from the one in the path.")),
+        _ => Ok(()),
+    }
+}
+
+async fn put_template(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    Path(template_id): Path<String>,
+    mut query: Query,
+    body: Body,
+) -> Answer<StoredView> {
+    let tenant = caller.require(Scope::Templates)?;
+    let publish = query.value("publish");
+    query.finish()?;
+    let body: TemplateBody = body.read()?;
+    same_id("template_id", &template_id, body.template_id.as_deref())?;
+    let publish = publish.or(body.publish).unwrap_or(true);
+    let stored = templates::put(&deps.publisher, tenant, &template_id, body.into(), publish).await?;
+    Ok(Json(StoredView { template_id, version: stored.version, published: stored.published }))
+}
+
+async fn get_template(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    Path(template_id): Path<String>,
+    mut query: Query,
+) -> Answer<TemplateView> {
+    let tenant = caller.require(Scope::Templates)?;
+    let version = query.value("version");
+    query.finish()?;
+    Ok(Json(templates::get(&deps.publisher, tenant, &template_id, version).await?.into()))
+}
+
+async fn list_templates(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    query: Query,
+) -> Answer<TemplatesView> {
+    let tenant = caller.require(Scope::Templates)?;
+    let page = page(query, lists::templates(tenant.as_str()))?;
+    let found = templates::list(&deps.publisher, tenant, page.after.as_deref(), page.limit).await?;
+    let next_page_token = page.next(found.len(), found.last().map(|last| last.row.template_id.as_str()));
+    Ok(Json(TemplatesView { templates: found.into_iter().map(TemplateView::from).collect(), next_page_token }))
+}
+
+async fn act_on_template(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    Path(segment): Path<String>,
+    body: Body,
+) -> Answer<ActionView> {
+    let tenant = caller.require(Scope::Templates)?;
+    let no_action = || Problem::not_found("action on a template");
+    let (id, action) = segment.rsplit_once(':').ok_or_else(no_action)?;
+    let head = match action {
+        "preview" => {
+            let rendered = preview(&deps, tenant, id, body.read_or_default()?).await?;
+            return Ok(Json(ActionView::Previewed(rendered.into())));
+        }
+        "publish" => {
+            let VersionBody { version } = body.read_or_default()?;
+            templates::publish(&deps.publisher, tenant, id, version).await?
+        }
+        "rollback" => {
+            let VersionBody { version } = body.read_or_default()?;
+            templates::rollback(&deps.publisher, tenant, id, version).await?
+        }
+        _ => return Err(no_action().into()),
+    };
+    let version = head.live.unwrap_or_default();
+    Ok(Json(ActionView::Live(StoredView { template_id: id.to_owned(), version, published: true })))
+}
+
+async fn put_tenant(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    Path(tenant_id): Path<String>,
+    body: Body,
+) -> Answer<TenantView> {
+    caller.require_operator()?;
+    let body: TenantBody = body.read()?;
+    same_id("tenant_id", &tenant_id, body.tenant_id.as_deref())?;
+    Ok(Json(tenants::put(&deps.publisher, &tenant_id, &body.name).await?.into()))
+}
+
+async fn get_tenant(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    Path(tenant_id): Path<String>,
+) -> Answer<TenantView> {
+    caller.require_operator()?;
+    Ok(Json(tenants::get(&deps.publisher, &tenant_id).await?.into()))
+}
+
+async fn list_tenants(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    query: Query,
+) -> Answer<TenantsView> {
+    caller.require_operator()?;
+    let page = page(query, lists::tenants())?;
+    let found = tenants::list(&deps.publisher, page.after.as_deref(), page.limit).await?;
+    let next_page_token = page.next(found.len(), found.last().map(|(row, _)| row.tenant_id.as_str()));
+    Ok(Json(TenantsView { tenants: found.into_iter().map(TenantView::from).collect(), next_page_token }))
+}
+
+async fn create_key(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    body: Body,
+) -> Answer<CreatedKeyView> {
+    caller.require_operator()?;
+    let KeyBody { tenant_id, name, scopes, expires_at } = body.read()?;
+    let expires_ms = expires_at.map(|at| millis(&at).ok_or_else(bad_expiry)).transpose()?;
+    let created = keys::create(&deps.publisher, NewKey { tenant_id, name, scopes, expires_ms }).await?;
+    Ok(Json(CreatedKeyView { key_id: created.key_id, key: created.key }))
+}
+
+/// 400 for a time that no key can expire at.
+pub(crate) fn bad_expiry() -> Problem {
+    Problem::field("expires_at", "out_of_range", "The time lies before 1970 or after 9999.")
+}
+
+async fn list_keys(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    mut query: Query,
+) -> Answer<KeysView> {
+    caller.require_operator()?;
+    let tenant = query.text("tenant_id");
+    let page = page(query, lists::keys(tenant.as_deref()))?;
+    let (rows, next) = keys::list(&deps.publisher, tenant.as_deref(), page.after.as_deref(), page.limit).await?;
+    let next_page_token = page.token(next.as_deref());
+    Ok(Json(KeysView { keys: rows.into_iter().map(KeyView::from).collect(), next_page_token }))
+}
+
+async fn delete_key(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    Path(key_id): Path<String>,
+) -> Answer<Value> {
+    caller.require_operator()?;
+    keys::delete(&deps.publisher, &key_id).await?;
+    Ok(Json(Value::Object(serde_json::Map::new())))
+}

@@ -27,7 +27,12 @@ use herald_embedded::{
 use rustix::time::{ClockId, clock_gettime};
 
 const ALONE: Member = Member { ordinal: 0, count: 1 };
+/// The stages run side by side: the second is never further behind than this.
+const MAX_LAG_RECORDS: usize = 2_048;
 const IDLE: Duration = Duration::from_millis(100);
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 struct NoStores;
 
@@ -80,11 +85,13 @@ async fn measure(name: &str, body_bytes: usize, sections: usize, batch: usize, r
     let body = Bytes::from(vec![0x5A; body_bytes]);
     let (began, spent) = (Instant::now(), processor_time());
 
+    let (consumed, mut lag) = tokio::sync::watch::channel(0);
     let source = log.clone();
     let writing = tokio::spawn(async move {
         let mut orchestrator = source.subscribe(Group::Orchestrator, ALONE).await?;
         let mut written = 0;
         while written < records {
+            lag.wait_for(|consumed| written < consumed + MAX_LAG_RECORDS).await?;
             let outputs = (0..batch).map(|i| record((i % 16) as u32, &body, sections)).collect();
             orchestrator.commit(Commit { positions: Vec::new(), outputs }).await?;
             written += batch;
@@ -108,6 +115,7 @@ async fn measure(name: &str, body_bytes: usize, sections: usize, batch: usize, r
             positions.sort_by_key(|(at, _)| *at);
             positions.dedup_by_key(|(at, _)| *at);
             worker.commit(Commit { positions, outputs: Vec::new() }).await?;
+            consumed.send_replace(read);
         }
         sink.durable(last).await?;
         anyhow::Ok(())

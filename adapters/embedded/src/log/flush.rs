@@ -17,6 +17,9 @@ use crate::disk::DiskFile;
 /// How often the mark file is synced, and what only time lets go is looked for.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How many buffers are kept for later flushes.
+const SPARE_CHUNKS: usize = 2;
+
 /// What only the flusher touches.
 pub struct Writer {
     pub(super) mark: MarkFile,
@@ -181,7 +184,9 @@ impl Shared {
         };
         if let Some(batch) = batch {
             self.write(writer, batch)?;
-            self.clean(writer)?;
+            if !self.state.lock().closing {
+                self.clean(writer)?;
+            }
         }
         let due = writer.mark_synced.is_none_or(|at| at.elapsed() >= HOUSEKEEPING_INTERVAL);
         if writer.mark_is_dirty && (due || self.state.lock().closing) {
@@ -255,7 +260,11 @@ impl Shared {
             }
             state.apply_moves(&batch.moves);
             state.shrink_cache();
-            state.spare = batch.chunks.pop();
+            state.spare.append(&mut batch.chunks);
+            // The largest is the last, which is taken first.
+            state.spare.sort_by_key(|chunk| chunk.bytes.capacity());
+            let excess = state.spare.len().saturating_sub(SPARE_CHUNKS);
+            state.spare.drain(..excess);
         }
         self.durability.send_modify(|durability| durability.position = batch.end);
     }

@@ -105,7 +105,8 @@ pub struct State {
     pub(super) cache: Cache,
     /// What is to be written, in order.
     pub(super) pending: Vec<Chunk>,
-    pub(super) spare: Option<Chunk>,
+    /// Empty chunks that keep their memory: one is filled while others are written.
+    pub(super) spare: Vec<Chunk>,
     /// Copies within the pending bytes.
     pub(super) moves: Vec<Move>,
     /// The position of the next byte.
@@ -148,7 +149,7 @@ impl State {
             segments: Segments::new(),
             cache: Cache::new(cache_bytes),
             pending: Vec::new(),
-            spare: None,
+            spare: Vec::new(),
             moves: Vec::new(),
             end: 0,
             durable: 0,
@@ -245,7 +246,7 @@ impl State {
     fn open_chunk(&mut self) {
         let Some((start, segment)) = self.segments.last_key_value() else { return };
         if self.pending.last().is_none_or(|chunk| chunk.segment != *start) {
-            let mut chunk = self.spare.take().unwrap_or_default();
+            let mut chunk = self.spare.pop().unwrap_or_default();
             chunk.clear();
             (chunk.segment, chunk.at, chunk.creates) = (*start, segment.length, false);
             self.pending.push(chunk);

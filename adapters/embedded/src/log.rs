@@ -28,10 +28,7 @@ use herald_core::{
     topic::{Group, TopicPartition},
 };
 use parking_lot::{Condvar, Mutex};
-use tokio::{
-    sync::{Notify, watch},
-    time::Instant,
-};
+use tokio::{sync::Notify, time::Instant};
 
 pub use flush::FlusherThread;
 pub use recovery::OpenError;
@@ -99,7 +96,9 @@ struct Shared {
     clock: Arc<dyn Clock>,
     identity: Identity,
     state: Mutex<State>,
-    durability: watch::Sender<Durability>,
+    durability: Mutex<Durability>,
+    /// Tells that `durability` changed. Wakes in the order of waiting, so that a simulation can be repeated.
+    durability_changed: Notify,
     /// Wakes the flusher thread; goes with `state`.
     work: Condvar,
     /// Wakes the flusher task.
@@ -127,7 +126,8 @@ impl EmbeddedLog {
             clock,
             identity,
             state: Mutex::new(state),
-            durability: watch::Sender::new(Durability { position, failed: None }),
+            durability: Mutex::new(Durability { position, failed: None }),
+            durability_changed: Notify::new(),
             work: Condvar::new(),
             work_task: Notify::new(),
             writer: Mutex::new(writer),
@@ -140,12 +140,7 @@ impl EmbeddedLog {
 
     /// Waits until the log has failed, and tells why.
     pub async fn failed(&self) -> String {
-        let mut durability = self.shared.durability.subscribe();
-        match durability.wait_for(|d| d.failed.is_some()).await {
-            Ok(d) => d.failed.as_deref().unwrap_or_default().to_owned(),
-            // The sender lives in `shared`.
-            Err(_) => "the log is gone".to_owned(),
-        }
+        self.shared.durability_when(|d| d.failed.is_some()).await.failed.as_deref().unwrap_or_default().to_owned()
     }
 
     /// The journal's bytes on disk, and those of them that hold records which are still needed.
@@ -158,13 +153,31 @@ impl EmbeddedLog {
 impl Shared {
     /// Waits until the journal is synced up to a position.
     async fn synced(&self, position: u64) -> Result<(), LogError> {
-        let mut durability = self.durability.subscribe();
-        let reached = durability.wait_for(|d| d.position >= position || d.failed.is_some()).await;
-        match reached {
-            Ok(d) if d.position >= position => Ok(()),
-            Ok(d) => Err(unavailable(d.failed.as_deref().unwrap_or_default())),
-            Err(_) => Err(unavailable("the log is gone")),
+        let durability = self.durability_when(|d| d.position >= position || d.failed.is_some()).await;
+        if durability.position >= position {
+            return Ok(());
         }
+        Err(unavailable(durability.failed.as_deref().unwrap_or_default()))
+    }
+
+    /// Waits for a state of durability.
+    async fn durability_when(&self, is_wanted: impl Fn(&Durability) -> bool) -> Durability {
+        loop {
+            let changed = self.durability_changed.notified();
+            let mut changed = std::pin::pin!(changed);
+            // Registered before the look, so that no change falls between the two.
+            changed.as_mut().enable();
+            let durability = self.durability.lock().clone();
+            if is_wanted(&durability) {
+                return durability;
+            }
+            changed.await;
+        }
+    }
+
+    fn set_durability(&self, change: impl FnOnce(&mut Durability)) {
+        change(&mut self.durability.lock());
+        self.durability_changed.notify_waiters();
     }
 
     /// Waits until less than the allowed amount waits for a sync.
@@ -194,7 +207,7 @@ impl Shared {
         tracing::error!(%cause, "the log stops");
         let mut state = self.state.lock();
         state.failed.get_or_insert_with(|| cause.clone());
-        self.durability.send_modify(|d| d.failed = Some(cause));
+        self.set_durability(|d| d.failed = Some(cause));
         drop(state);
         self.wake_flusher();
         self.wake_readers();

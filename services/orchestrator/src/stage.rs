@@ -91,8 +91,9 @@ impl Stage {
             let room = self.config.window_records.saturating_sub(pending);
             if room > 0 {
                 let polled = tokio::select! {
-                    polled = self.subscription.poll(room.min(self.config.poll_records), wait) => polled,
+                    biased;
                     () = shutdown.cancelled() => return Ok(()),
+                    polled = self.subscription.poll(room.min(self.config.poll_records), wait) => polled,
                 };
                 match polled {
                     Ok(polled) => {

@@ -33,8 +33,9 @@ pub async fn run(log: Arc<dyn Log>, world: World, member: Member, shutdown: Canc
     while !shutdown.is_cancelled() {
         let wait = router.wait();
         let polled = tokio::select! {
-            polled = router.subscription.poll(HELD_RECORDS, wait) => polled,
+            biased;
             () = shutdown.cancelled() => break,
+            polled = router.subscription.poll(HELD_RECORDS, wait) => polled,
         };
         match polled {
             Ok(polled) => {

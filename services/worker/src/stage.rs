@@ -12,6 +12,7 @@ use herald_core::{
         log::{Commit, Committed, LogError, Mark, Member, Polled, Position, Record, Subscription},
     },
     record::{self, DeadLetter, Notification, Place, Section, SectionSummary, State, UserChange},
+    tokens::UnsubscribeToken,
     topic::{Group, Topic, TopicPartition},
 };
 use herald_templates::Rendered;
@@ -810,8 +811,13 @@ fn endpoint_of(known: &Known, head: &Head) -> Option<Endpoint> {
 
 /// The one-click unsubscribe link of a user, channel and category.
 fn unsubscribe_url(public_url: &str, secret: Option<&str>, head: &Head, user: &str, category: &str) -> Option<String> {
-    let _ = (public_url, secret, head, user, category);
-    None
+    let token = UnsubscribeToken {
+        tenant: head.tenant.as_str().to_owned(),
+        user: user.to_owned(),
+        channel: channel_name(head.channel).to_owned(),
+        category: category.to_owned(),
+    };
+    secret.map(|secret| token.url(public_url, secret))
 }
 
 /// Retries go to the lane they came from; overflow returns to deliveries.

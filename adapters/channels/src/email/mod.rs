@@ -11,6 +11,7 @@
 //! | [`mailbox`] | a server that keeps mail in memory, for development |
 
 pub mod address;
+mod channel;
 pub mod config;
 pub mod dkim;
 pub mod mailbox;
@@ -18,6 +19,7 @@ pub mod message;
 pub mod outcome;
 pub mod smtp;
 
+pub use channel::EmailChannel;
 pub use config::SmtpConfig;
 pub use outcome::Outcome;
 pub use smtp::{EmailClient, OutgoingMail};

@@ -266,7 +266,7 @@ impl Shared {
             let excess = state.spare.len().saturating_sub(SPARE_CHUNKS);
             state.spare.drain(..excess);
         }
-        self.durability.send_modify(|durability| durability.position = batch.end);
+        self.set_durability(|durability| durability.position = batch.end);
     }
 }
 

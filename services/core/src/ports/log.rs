@@ -164,7 +164,7 @@ pub trait Log: Send + Sync + 'static {
 
 /// One member's view of its group's partitions.
 #[async_trait]
-pub trait Subscription: Send {
+pub trait Subscription: Send + Sync {
     /// Brings at most `max` records of partitions that are not paused; returns at once if there are any, else after
     /// `wait` at the latest. The first poll assigns. Dropping the future loses nothing.
     async fn poll(&mut self, max: usize, wait: Duration) -> Result<Polled, LogError>;

@@ -1,1 +1,63 @@
-//! Herald.
+//! The gateway: gRPC and HTTP on one port, in front of one set of functions.
+//!
+//! [`admit`] decides, without IO, what becomes of a notification; [`notify`] puts it on the log. Everything else reads
+//! and writes stores. Both faces, [`grpc`] and [`http`], only translate.
+
+pub mod admit;
+pub mod config;
+pub mod data;
+pub mod grpc;
+pub mod http;
+pub mod idempotency;
+pub mod notify;
+pub mod people;
+pub mod serve;
+pub mod service;
+pub mod status;
+mod trace;
+
+use std::time::Duration;
+
+use axum::Router;
+use herald_api::finish::{Finish, Finishing};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tower::Layer;
+
+pub use config::Config;
+pub use service::{Deps, Gateway};
+
+/// Serves the API, and `extra` routes on the same port, until shutdown; then lets running calls end.
+///
+/// # Errors
+/// None but those of routes that cannot be merged, which are found at start.
+pub async fn run(
+    listener: TcpListener,
+    config: Config,
+    deps: Deps,
+    extra: Router,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let limits = serve::ServeLimits {
+        connections: config.max_connections,
+        streams: config.max_streams,
+        drain: Duration::from_millis(config.drain_ms),
+    };
+    let gateway = Gateway::new(config, deps, shutdown.clone());
+    serve::serve(listener, app(&gateway, extra), limits, shutdown).await;
+    Ok(())
+}
+
+/// What answers requests: both faces and the extra routes, with request ids and problem documents around them.
+pub type App = Finishing<Router>;
+
+/// Makes the [`App`].
+pub fn app(gateway: &Gateway, extra: Router) -> App {
+    let routes = http::routes(gateway)
+        .merge(grpc::routes(gateway))
+        .merge(extra)
+        .fallback(http::not_found)
+        .method_not_allowed_fallback(http::method_not_allowed);
+    // Around the router as a whole, so that its fallbacks are finished too.
+    Finish::new(gateway.deps.world.entropy.clone()).layer(routes)
+}

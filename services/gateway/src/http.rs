@@ -1,0 +1,47 @@
+//! The HTTP face.
+
+mod notifications;
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, Request},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use herald_api::{finish::is_grpc, rejection};
+use http::{HeaderMap, HeaderName, StatusCode};
+
+use crate::service::Gateway;
+
+/// The header of a call's idempotency key.
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The routes of the gateway.
+pub fn routes(gateway: &Gateway) -> Router {
+    let max_batch = DefaultBodyLimit::max(gateway.config.max_batch_body_bytes);
+    Router::new()
+        .route("/v1/notify", post(notifications::notify))
+        .route("/v1/notify:batch", post(notifications::notify_batch).layer(max_batch))
+        .route("/v1/status/{request_id}", get(notifications::status))
+        .route("/v1/requests", get(notifications::requests))
+        .route("/v1/receipts", get(notifications::receipts))
+        .layer(DefaultBodyLimit::max(gateway.config.max_body_bytes))
+        .with_state(gateway.clone())
+}
+
+/// Answers for paths that nobody serves.
+pub async fn not_found(request: Request) -> Response {
+    if is_grpc(request.headers()) {
+        return tonic::Status::unimplemented("There is no such service or method.").into_http();
+    }
+    rejection::Rejection(rejection::of_status(StatusCode::NOT_FOUND)).into_response()
+}
+
+/// Answers for methods that a path has not; the header `Allow` is set by the router.
+pub async fn method_not_allowed() -> Response {
+    rejection::Rejection(rejection::of_status(StatusCode::METHOD_NOT_ALLOWED)).into_response()
+}
+
+fn header_text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}

@@ -1,0 +1,105 @@
+//! The gateway's state, shared by both faces.
+
+use std::{ops::Deref, sync::Arc};
+
+use axum::extract::FromRef;
+use herald_api::auth::Authenticator;
+use herald_core::{
+    clock::World,
+    policy::Policy,
+    ports::{admissions::Admissions, directory::Directory, inbox::Inbox, ledger::Ledger, log::Log, sessions::Sessions},
+    problem::{Kind, Problem},
+};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{admit::ChannelSet, config::Config};
+
+/// What the gateway needs of the world.
+#[derive(Clone)]
+pub struct Deps {
+    /// The log.
+    pub log: Arc<dyn Log>,
+    /// Idempotency keys.
+    pub admissions: Arc<dyn Admissions>,
+    /// Users and audiences.
+    pub directory: Arc<dyn Directory>,
+    /// Books and receipts.
+    pub ledger: Arc<dyn Ledger>,
+    /// Feeds.
+    pub inbox: Arc<dyn Inbox>,
+    /// Live connections.
+    pub sessions: Arc<dyn Sessions>,
+    /// The newest policies.
+    pub policy: watch::Receiver<Arc<Policy>>,
+    /// The channels that have a provider; in-app always has.
+    pub channels: ChannelSet,
+    /// Clock and randomness.
+    pub world: World,
+}
+
+/// The gateway. Clones are the same gateway.
+#[derive(Clone)]
+pub struct Gateway {
+    inner: Arc<Inner>,
+}
+
+/// What a [`Gateway`] holds.
+pub struct Inner {
+    /// Limits and waits.
+    pub config: Config,
+    /// The ports.
+    pub deps: Deps,
+    /// Who calls.
+    pub authenticator: Authenticator,
+    /// When this process began to serve, in milliseconds since the epoch.
+    pub started_ms: u64,
+    /// Live connections that may still come.
+    pub live_slots: Arc<Semaphore>,
+    /// Ends live connections and streams.
+    pub shutdown: CancellationToken,
+    admission_slots: Semaphore,
+}
+
+impl Gateway {
+    /// A gateway on these ports, which ends its long-lived answers at shutdown.
+    pub fn new(config: Config, deps: Deps, shutdown: CancellationToken) -> Self {
+        let inner = Inner {
+            authenticator: Authenticator::new(deps.policy.clone(), deps.world.clock.clone()),
+            started_ms: deps.world.now_ms(),
+            admission_slots: Semaphore::new(config.max_admissions_in_flight),
+            live_slots: Arc::new(Semaphore::new(config.live.max_connections)),
+            shutdown,
+            config,
+            deps,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// A place among the admissions that are worked on at once.
+    pub(crate) fn admission_slot(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        self.inner.admission_slots.try_acquire().map_err(|_| {
+            Problem::new(Kind::Unavailable, "overloaded", "Too many calls are being worked on. Nothing was accepted.")
+                .with_retry_after(1)
+        })
+    }
+
+    /// Milliseconds since the epoch.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.deps.world.now_ms()
+    }
+}
+
+impl Deref for Gateway {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+impl FromRef<Gateway> for Authenticator {
+    fn from_ref(gateway: &Gateway) -> Self {
+        gateway.authenticator.clone()
+    }
+}

@@ -1,0 +1,10 @@
+//! The gateway over both of its faces, on the stores of one machine in memory.
+
+// All of this is a test, its helpers too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod admission;
+mod faults;
+mod idempotency;
+mod status;
+mod world;

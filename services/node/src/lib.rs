@@ -1,1 +1,15 @@
-//! Herald.
+//! The node: configuration, backends, supervision of roles, and the commands of the one binary, `herald`.
+//!
+//! This is the only crate that knows both services and adapters.
+
+pub mod backends;
+pub mod channels;
+pub mod config;
+pub mod demo;
+pub mod logging;
+pub mod mailbox;
+pub mod metrics;
+pub mod node;
+pub mod ops;
+pub mod roles;
+pub mod world;

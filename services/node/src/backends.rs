@@ -1,0 +1,96 @@
+//! The ports and what is behind them.
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::Context;
+use herald_core::{
+    clock::World,
+    ports::{
+        admissions::Admissions, claims::Claims, directory::Directory, inbox::Inbox, ledger::Ledger, log::Log,
+        registry::Registry, sessions::Sessions,
+    },
+};
+use herald_embedded::{
+    claims::MemoryClaims,
+    data_dir::{DataDir, Settings},
+    kv::fjall::{FjallConfig, FjallKv},
+    log::{EmbeddedLog, FlusherThread, LogOptions},
+    sessions::LocalSessions,
+    store::Stores,
+};
+
+/// Every port.
+#[derive(Clone)]
+pub struct Backends {
+    /// The log.
+    pub log: Arc<dyn Log>,
+    /// Idempotency keys.
+    pub admissions: Arc<dyn Admissions>,
+    /// Users and audiences.
+    pub directory: Arc<dyn Directory>,
+    /// Books and receipts.
+    pub ledger: Arc<dyn Ledger>,
+    /// In-app feeds.
+    pub inbox: Arc<dyn Inbox>,
+    /// Policies.
+    pub registry: Arc<dyn Registry>,
+    /// Dedupe claims.
+    pub claims: Arc<dyn Claims>,
+    /// Live connections.
+    pub sessions: Arc<dyn Sessions>,
+}
+
+impl Backends {
+    /// The ports on an embedded log and stores, with claims and sessions in memory.
+    pub fn embedded(log: EmbeddedLog, stores: &Stores) -> Self {
+        Self {
+            log: Arc::new(log),
+            admissions: stores.admissions.clone(),
+            directory: stores.directory.clone(),
+            ledger: stores.ledger.clone(),
+            inbox: stores.inbox.clone(),
+            registry: stores.registry.clone(),
+            claims: Arc::new(MemoryClaims::new()),
+            sessions: Arc::new(LocalSessions::new()),
+        }
+    }
+}
+
+/// Embedded storage that is open: a data directory, its log and its stores.
+pub struct Embedded {
+    /// The ports.
+    pub backends: Backends,
+    /// The log, for its failure and its close.
+    pub log: EmbeddedLog,
+    /// The stores, for expiry.
+    pub stores: Stores,
+    flusher: FlusherThread,
+    // Held until the end, since it holds the lock on the directory.
+    _directory: DataDir,
+}
+
+impl Embedded {
+    /// Opens or makes a data directory.
+    pub fn open(path: &Path, settings: &Settings, options: LogOptions, world: &World) -> anyhow::Result<Self> {
+        let directory = DataDir::open(path, settings, world.now_ms())?;
+        let kv = Arc::new(
+            FjallKv::open(&directory.store_path(), FjallConfig::default())
+                .with_context(|| format!("the stores in {} cannot be opened", directory.store_path().display()))?,
+        );
+        let options = LogOptions { store_flush: kv.last_flush(), ..options };
+        let disk = Arc::new(directory.journal_disk()?);
+        let log = EmbeddedLog::open(disk, directory.identity().clone(), options, kv.clone(), world.clock.clone())
+            .with_context(|| format!("the journal in {} cannot be opened", directory.journal_path().display()))?;
+        let flusher = log.spawn_flusher_thread()?;
+        let stores = Stores::open(kv);
+        let backends = Backends::embedded(log.clone(), &stores);
+        Ok(Self { backends, log, stores, flusher, _directory: directory })
+    }
+
+    /// Makes everything durable and closes.
+    pub fn close(self) -> anyhow::Result<()> {
+        self.log.close().map_err(|error| anyhow::anyhow!("the log could not be closed in order: {error}"))?;
+        self.flusher.join();
+        Ok(())
+    }
+}

@@ -1,0 +1,236 @@
+//! The configuration: commented defaults, then a file, then the environment, then flags.
+
+use std::{net::SocketAddr, path::Path};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::roles;
+
+/// The defaults, with what each setting means.
+pub const DEFAULTS: &str = include_str!("config.default.toml");
+
+const ENVIRONMENT_PREFIX: &str = "HERALD_";
+
+/// Everything that can be set.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where data is kept.
+    pub storage: String,
+    /// The address of HTTP and gRPC.
+    pub listen: SocketAddr,
+    /// This region's name.
+    pub region: String,
+    /// The gateway's address as others see it.
+    pub public_url: String,
+    /// How long a stop may take.
+    pub stop_deadline_ms: u64,
+    /// The numbers of partitions.
+    pub layout: Layout,
+    /// The embedded log.
+    pub disk: Disk,
+    /// Mail.
+    pub email: Email,
+    /// The gateway.
+    #[serde(default)]
+    pub gateway: herald_gateway::Config,
+    /// Expansion.
+    #[serde(default)]
+    pub orchestrator: herald_orchestrator::Config,
+    /// Sending.
+    #[serde(default)]
+    pub worker: herald_worker::Config,
+    /// The books.
+    #[serde(default)]
+    pub ledger: herald_ledger::Config,
+    /// Policies.
+    #[serde(default)]
+    pub control_plane: herald_control_plane::Config,
+    /// How many members of each role run here.
+    #[serde(default)]
+    pub members: roles::Members,
+}
+
+/// See [`herald_core::topic::Layout`].
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layout {
+    /// Shards of users.
+    pub shards: u32,
+    /// Partitions of each requests topic.
+    pub requests_partitions: u32,
+    /// Partitions of the receipts topic.
+    pub receipts_partitions: u32,
+}
+
+/// The embedded log's use of the disk.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// Free space below which new notifications are refused.
+    pub low_water_bytes: u64,
+    /// At most one sync in this time under load.
+    pub flush_interval_ms: u64,
+    /// Recent records kept in memory.
+    pub cache_bytes: u64,
+    /// Whether to sync at all.
+    pub sync: bool,
+    /// How long receipts are kept.
+    pub receipts_retention_days: u64,
+}
+
+/// The mail server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Email {
+    /// The server; empty for none.
+    pub url: String,
+    /// The sender.
+    pub from: String,
+    /// Where bounces go.
+    pub return_path: String,
+    /// Connections at most.
+    pub connections: usize,
+    /// A PEM file.
+    pub dkim_key_file: String,
+    /// The signing domain.
+    pub dkim_domain: String,
+    /// The selector.
+    pub dkim_selector: String,
+}
+
+impl Config {
+    /// Puts the layers together and checks them.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        flags: Table,
+    ) -> anyhow::Result<Self> {
+        let mut table: Table = DEFAULTS.parse().context("the built-in defaults are broken")?;
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+            let layer: Table = text.parse().with_context(|| format!("{} is not valid TOML", path.display()))?;
+            merge(&mut table, layer);
+        }
+        let layer = environment_layer(environment);
+        merge(&mut table, layer);
+        merge(&mut table, flags);
+        let mut config: Self = table.try_into().map_err(|error| {
+            let error: toml::de::Error = error;
+            anyhow::anyhow!("the configuration is not valid: {}", error.message())
+        })?;
+        // One setting for whoever makes links and whoever serves them.
+        config.worker.public_url.clone_from(&config.public_url);
+        config.gateway.public_url.clone_from(&config.public_url);
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what types cannot say; all faults are told together.
+    fn check(&self) -> anyhow::Result<()> {
+        let mut faults = Vec::new();
+        if !(1..=64).contains(&self.layout.shards) {
+            faults.push(format!("layout.shards is {}; it must be 1 to 64", self.layout.shards));
+        }
+        if !(1..=256).contains(&self.layout.requests_partitions) {
+            faults.push("layout.requests_partitions must be 1 to 256".to_owned());
+        }
+        if !(1..=256).contains(&self.layout.receipts_partitions) {
+            faults.push("layout.receipts_partitions must be 1 to 256".to_owned());
+        }
+        if !self.public_url.starts_with("http://") && !self.public_url.starts_with("https://") {
+            faults.push(format!("public_url is {:?}; it must begin with http:// or https://", self.public_url));
+        }
+        if self.data_directory().is_none() {
+            faults.push(format!("storage is {:?}; it must be embedded:DIRECTORY", self.storage));
+        }
+        if self.worker.in_doubt_instances == 0 {
+            faults.push("worker.in_doubt_instances must be at least 1".to_owned());
+        }
+        let dkim = [&self.email.dkim_key_file, &self.email.dkim_domain, &self.email.dkim_selector];
+        if dkim.iter().any(|part| part.is_empty()) && !dkim.iter().all(|part| part.is_empty()) {
+            faults.push("email.dkim_key_file, dkim_domain and dkim_selector must all be set, or none".to_owned());
+        }
+        match faults.is_empty() {
+            true => Ok(()),
+            false => anyhow::bail!("the configuration is not valid:\n  {}", faults.join("\n  ")),
+        }
+    }
+
+    /// The directory of embedded storage.
+    pub fn data_directory(&self) -> Option<&Path> {
+        self.storage.strip_prefix("embedded:").filter(|path| !path.is_empty()).map(Path::new)
+    }
+}
+
+/// `HERALD_WORKER__MAX_ATTEMPTS=5` becomes `worker.max_attempts = 5`.
+fn environment_layer(environment: impl IntoIterator<Item = (String, String)>) -> Table {
+    let mut layer = Table::new();
+    for (name, text) in environment {
+        let Some(path) = name.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
+        // Tests and tools have variables of their own.
+        if path.starts_with("SIM_") || path.starts_with("LOG") || path.starts_with("TEST_") {
+            continue;
+        }
+        let mut value: Value = match text.parse::<i64>() {
+            Ok(number) => Value::Integer(number),
+            Err(_) => text.parse::<bool>().map_or(Value::String(text), Value::Boolean),
+        };
+        for key in path.to_lowercase().rsplit("__") {
+            value = Value::Table(Table::from_iter([(key.to_owned(), value)]));
+        }
+        if let Value::Table(table) = value {
+            merge(&mut layer, table);
+        }
+    }
+    layer
+}
+
+/// Lays one table over another.
+fn merge(below: &mut Table, above: Table) {
+    for (key, value) in above {
+        match (below.get_mut(&key), value) {
+            (Some(Value::Table(below)), Value::Table(above)) => merge(below, above),
+            (_, value) => {
+                below.insert(key, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(file: &str, environment: &[(&str, &str)]) -> anyhow::Result<Config> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("herald.toml");
+        std::fs::write(&path, file)?;
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Config::load(Some(&path), environment, Table::new())
+    }
+
+    #[test]
+    fn layers_lie_over_each_other() {
+        let config = load(
+            "region = \"eu\"\n[worker]\nmax_attempts = 3\ncommit_interval_ms = 7",
+            &[("HERALD_WORKER__MAX_ATTEMPTS", "9"), ("HERALD_REGION", "us"), ("PATH", "/bin")],
+        )
+        .unwrap();
+        assert_eq!(
+            (config.region.as_str(), config.worker.max_attempts, config.worker.commit_interval_ms),
+            ("us", 9, 7)
+        );
+    }
+
+    #[test]
+    fn what_is_unknown_or_wrong_is_told() {
+        let told = |file: &str| load(file, &[]).unwrap_err().to_string();
+        assert!(told("[worker]\nmax_atempts = 3").contains("max_atempts"));
+        assert!(told("[worker]\nmax_attempts = \"many\"").contains("invalid type"));
+        let both = told("public_url = \"x\"\n[layout]\nshards = 0");
+        assert!(both.contains("public_url") && both.contains("layout.shards"), "{both}");
+    }
+}

@@ -1,0 +1,17 @@
+//! Structured logs on standard error: JSON, or text on a terminal.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+
+/// Begins to log. `HERALD_LOG` sets the filter, such as `info,herald_worker=debug`.
+pub fn start(default_filter: &str) {
+    let filter = EnvFilter::try_from_env("HERALD_LOG").unwrap_or_else(|_| EnvFilter::new(default_filter));
+    let registry = tracing_subscriber::registry().with(filter);
+    // A second start, as in tests, keeps the first logger.
+    let _already = if std::io::stderr().is_terminal() {
+        registry.with(fmt::layer().with_writer(std::io::stderr).compact()).try_init()
+    } else {
+        registry.with(fmt::layer().with_writer(std::io::stderr).json().flatten_event(true)).try_init()
+    };
+}

@@ -1,0 +1,117 @@
+//! What `/metrics` shows, in the OpenMetrics text format. Labels are bounded: never a user, a token or an id.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use herald_core::{ids::channel_name, record::State};
+use herald_ledger::stats::{CHANNELS, LATENCY_BOUNDS_MS, STATES};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::{Registry, Unit},
+};
+
+use crate::roles::Counters;
+
+/// Reads the roles' counters at each scrape.
+struct RoleMetrics(Counters);
+
+impl std::fmt::Debug for RoleMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RoleMetrics")
+    }
+}
+
+/// A registry with the metrics of the roles.
+pub fn registry(counters: &Counters) -> Registry {
+    let mut registry = Registry::with_prefix("herald");
+    registry.register_collector(Box::new(RoleMetrics(counters.clone())));
+    registry
+}
+
+impl Collector for RoleMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let Counters { orchestrator, worker, ledger } = &self.0;
+        let counters: [(&str, &str, &AtomicU64); 20] = [
+            ("expansion_pages", "Pages of audiences expanded", &orchestrator.pages),
+            ("expansion_instances", "Instances created by expansion", &orchestrator.instances),
+            (
+                "expansion_second_admissions",
+                "Second admissions of an idempotency key dropped",
+                &orchestrator.second_admissions,
+            ),
+            ("expansion_store_delays", "Requests put off because a store was away", &orchestrator.store_delays),
+            ("expansion_dead", "Requests that could not be processed", &orchestrator.dead),
+            ("worker_attempts", "Messages handed to providers", &worker.attempts),
+            ("worker_retries", "Messages put off for another attempt", &worker.retries),
+            ("worker_unanswered", "Messages unanswered at their deadline, which may arrive twice", &worker.unanswered),
+            ("worker_not_attempted", "Messages that were not put on the wire and come again", &worker.not_attempted),
+            ("worker_account_faults", "Faults of our accounts at providers", &worker.account_faults),
+            ("worker_people_filled", "People read from the directory", &worker.people_filled),
+            ("worker_commits", "Commits of the workers", &worker.commits),
+            ("worker_undecodable", "Records that could not be read", &worker.undecodable),
+            ("worker_ended", "Instances that ended", &worker.ended),
+            ("ledger_manifests", "Manifests booked", &ledger.manifests),
+            ("ledger_created", "Instances that manifests created", &ledger.created),
+            ("ledger_admitted", "Requests noted", &ledger.admitted),
+            ("ledger_flushes", "Writes of totals and receipts", &ledger.flushes),
+            ("ledger_retries", "Failed attempts of the ledger at the log or the store", &ledger.retries),
+            ("ledger_unreadable", "Parts of records that the ledger could not read", &ledger.unreadable),
+        ];
+        for (name, help, value) in counters {
+            let counter = ConstCounter::new(value.load(Relaxed));
+            counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+        }
+        let gauges: [(&str, &str, &AtomicU64); 4] = [
+            ("worker_in_doubt", "Instances handed to providers without a durable outcome", &worker.in_doubt),
+            ("worker_window_instances", "Unfinished instances in memory", &worker.window_instances),
+            ("ledger_unsettled", "Notifications in memory whose books are open", &ledger.unsettled),
+            ("ledger_stuck", "Channels of notifications whose books do not move", &ledger.stuck),
+        ];
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(value.load(Relaxed) as i64);
+            gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        self.encode_ended(&mut encoder)?;
+        self.encode_latency(&mut encoder)
+    }
+}
+
+impl RoleMetrics {
+    fn encode_ended(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let help = "Instances that ended, by channel and state";
+        let mut family = encoder.encode_descriptor("instances_ended", help, None, MetricType::Counter)?;
+        for channel in CHANNELS {
+            for state in STATES {
+                let labels = [("channel", channel_name(channel)), ("state", state_name(state))];
+                ConstCounter::new(self.0.ledger.ended(channel, state)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_latency(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let (help, unit) = ("From acceptance to the end of an instance", Unit::Seconds);
+        let mut family = encoder.encode_descriptor("instance_latency", help, Some(&unit), MetricType::Histogram)?;
+        for channel in CHANNELS {
+            let latency = self.0.ledger.latency(channel);
+            let bounds = LATENCY_BOUNDS_MS.iter().map(|ms| *ms as f64 / 1_000.0).chain([f64::MAX]);
+            let buckets: Vec<(f64, u64)> = bounds.zip(latency.buckets).collect();
+            let count = latency.buckets.iter().sum();
+            let labels = [("channel", channel_name(channel))];
+            let sum = latency.sum_ms as f64 / 1_000.0;
+            family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+        }
+        Ok(())
+    }
+}
+
+/// A state's name in the API.
+pub fn state_name(state: State) -> &'static str {
+    match state {
+        State::Delivered => "delivered",
+        State::Suppressed => "suppressed",
+        State::Failed => "failed",
+        State::Dead | State::Unspecified => "dead",
+    }
+}

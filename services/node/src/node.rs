@@ -1,0 +1,258 @@
+//! The process: open what it stands on, start the roles, serve, and stop in order.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use herald_api::auth::Authenticator;
+use herald_channels::email::mailbox::{MailStore, Mailbox, StoreLimits};
+use herald_control_plane::bootstrap;
+use herald_core::clock::World;
+use herald_embedded::{data_dir::Settings, log::LogOptions};
+use herald_gateway::admit::ChannelSet;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backends::{Backends, Embedded},
+    channels,
+    config::Config,
+    mailbox, metrics,
+    ops::{self, Ops},
+    roles::{self, Counters, Roles},
+    world,
+};
+
+/// How often old rows are looked for.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What `herald dev` and `herald demo` add.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// The configuration and nothing else.
+    Plain,
+    /// The tenant `demo` with its public keys, and a mailbox where no mail server is configured.
+    Dev,
+}
+
+/// A running process.
+pub struct Node {
+    /// Where HTTP and gRPC are served.
+    pub address: SocketAddr,
+    /// The ports.
+    pub backends: Backends,
+    /// What the roles count.
+    pub counters: Counters,
+    /// The development mailbox and its SMTP address, if there is one.
+    pub mailbox: Option<(Arc<MailStore>, SocketAddr)>,
+    /// Clock and chance.
+    pub world: World,
+    /// Cancelled when the process must stop because something failed.
+    pub failed: CancellationToken,
+    embedded: Embedded,
+    roles: Roles,
+    gateway: JoinHandle<anyhow::Result<()>>,
+    stopping: CancellationToken,
+    deadline: Duration,
+}
+
+impl Node {
+    /// Binds, opens the backends and starts the roles.
+    pub async fn start(mut config: Config, mode: Mode) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(config.listen).await.with_context(|| {
+            format!("{} cannot be listened on; choose another address with --listen", config.listen)
+        })?;
+        let address = listener.local_addr()?;
+        let world = world::system();
+        let embedded = open_storage(&config, &world)?;
+        let stopping = CancellationToken::new();
+        let mailbox = start_mailbox(&mut config, mode, &stopping).await?;
+        let channels = channels::open(&config, &world)?;
+        let available = ChannelSet::of(channels.iter().map(|channel| channel.kind()));
+        let roles = roles::Config {
+            orchestrator: config.orchestrator.clone(),
+            worker: config.worker.clone(),
+            ledger: config.ledger.clone(),
+            control_plane: config.control_plane.clone(),
+            members: config.members,
+        };
+        let backends = embedded.backends.clone();
+        let roles = Roles::start(&roles, &backends, channels, &world).await?;
+        if mode == Mode::Dev {
+            let ensured = bootstrap::ensure_dev(&roles.publisher).await;
+            ensured
+                .map_err(|refusal| anyhow::anyhow!("the development tenant cannot be stored: {}", refusal.detail()))?;
+        }
+        let ops = ops::router(Ops {
+            registry: metrics::registry(&roles.counters),
+            log: backends.log.clone(),
+            failed: roles.failed.clone(),
+            stopping: stopping.clone(),
+        });
+        let extra = ops.merge(control_plane_routes(&roles, &backends, &world));
+        let extra = match &mailbox {
+            Some((store, _)) => extra.merge(mailbox::router(store.clone())),
+            None => extra,
+        };
+        let gateway = start_gateway(&config, &roles, &backends, &world, available, listener, extra, &stopping);
+        let node = Self {
+            address,
+            counters: roles.counters.clone(),
+            failed: roles.failed.clone(),
+            deadline: Duration::from_millis(config.stop_deadline_ms),
+            backends,
+            mailbox,
+            world,
+            embedded,
+            roles,
+            gateway,
+            stopping,
+        };
+        node.watch_log();
+        node.expire_rows(config.disk.receipts_retention_days);
+        Ok(node)
+    }
+
+    /// Stops the roles when the log has failed.
+    fn watch_log(&self) {
+        let (log, failed, stopping) = (self.embedded.log.clone(), self.failed.clone(), self.stopping.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => {}
+                cause = log.failed() => {
+                    tracing::error!(cause, "the log has failed; the process stops");
+                    failed.cancel();
+                }
+            }
+        });
+    }
+
+    fn expire_rows(&self, retention_days: u64) {
+        let (stores, world, stopping) = (self.embedded.stores.clone(), self.world.clone(), self.stopping.clone());
+        tokio::spawn(async move {
+            while stopping.run_until_cancelled(tokio::time::sleep(EXPIRY_INTERVAL)).await.is_some() {
+                loop {
+                    match stores.expire(world.now_ms(), retention_days * 86_400_000) {
+                        Ok(true) => tokio::task::yield_now().await,
+                        Ok(false) => break,
+                        Err(error) => {
+                            tracing::warn!(%error, "old rows cannot be deleted; the next round tries again");
+                            break;
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// Stops in the order of the pipeline under one deadline: no new calls, then each role drains.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        let failed = self.failed.is_cancelled();
+        self.stopping.cancel();
+        let gateway = match tokio::time::timeout(self.deadline, self.gateway).await {
+            Ok(ended) => ended.map_err(anyhow::Error::from).and_then(|ended| ended),
+            Err(_) => Err(anyhow::anyhow!("the gateway did not stop within the deadline")),
+        };
+        let roles = self.roles.stop(self.deadline).await;
+        let closed = tokio::task::spawn_blocking(move || self.embedded.close()).await?;
+        // What failed first says more than what failed because of it.
+        if failed { roles.and(gateway).and(closed) } else { gateway.and(roles).and(closed) }
+    }
+
+    /// Runs until a signal or a failure, then stops.
+    pub async fn run_until_signal(self) -> anyhow::Result<()> {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let failed = self.failed.clone();
+        tokio::select! {
+            biased;
+            () = failed.cancelled() => {}
+            _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+            _ = tokio::signal::ctrl_c() => tracing::info!("SIGINT: draining"),
+        }
+        let broken = failed.is_cancelled();
+        self.stop().await?;
+        anyhow::ensure!(!broken, "the process stopped because something failed; the log says what");
+        Ok(())
+    }
+}
+
+fn open_storage(config: &Config, world: &World) -> anyhow::Result<Embedded> {
+    let path: PathBuf = config.data_directory().map(Into::into).context("storage must be embedded:DIRECTORY")?;
+    let layout = herald_core::topic::Layout {
+        shards: config.layout.shards,
+        requests: config.layout.requests_partitions,
+        receipts: config.layout.receipts_partitions,
+    };
+    let settings = Settings { layout: Some(layout), region: config.region.clone() };
+    let options = LogOptions {
+        flush_interval_ms: config.disk.flush_interval_ms,
+        cache_bytes: config.disk.cache_bytes,
+        low_water_bytes: config.disk.low_water_bytes,
+        sync: config.disk.sync,
+        ..LogOptions::default()
+    };
+    Embedded::open(&path, &settings, options, world)
+}
+
+/// Starts the mailbox where a development node has no mail server.
+async fn start_mailbox(
+    config: &mut Config,
+    mode: Mode,
+    stopping: &CancellationToken,
+) -> anyhow::Result<Option<(Arc<MailStore>, SocketAddr)>> {
+    if mode != Mode::Dev || !config.email.url.is_empty() {
+        return Ok(None);
+    }
+    let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).await?;
+    let address = listener.local_addr()?;
+    config.email.url = format!("smtp://{address}?tls=off");
+    let store = Arc::new(MailStore::new(StoreLimits::default()));
+    tokio::spawn(Mailbox::serve(listener, store.clone(), stopping.clone()));
+    Ok(Some((store, address)))
+}
+
+/// Templates, tenants and keys, over HTTP and gRPC.
+fn control_plane_routes(roles: &Roles, backends: &Backends, world: &World) -> axum::Router {
+    let deps = herald_control_plane::service::Deps {
+        publisher: roles.publisher.clone(),
+        directory: backends.directory.clone(),
+        authenticator: Authenticator::new(roles.policy.clone(), world.clock.clone()),
+    };
+    let (templates, admin) = herald_control_plane::grpc::services(deps.clone());
+    herald_control_plane::http::router(deps)
+        .route_service("/herald.v1.Templates/{rpc}", templates)
+        .route_service("/herald.v1.Admin/{rpc}", admin)
+}
+
+#[expect(clippy::too_many_arguments, reason = "each is one thing that the gateway stands on")]
+fn start_gateway(
+    config: &Config,
+    roles: &Roles,
+    backends: &Backends,
+    world: &World,
+    channels: ChannelSet,
+    listener: TcpListener,
+    extra: axum::Router,
+    stopping: &CancellationToken,
+) -> JoinHandle<anyhow::Result<()>> {
+    let deps = herald_gateway::Deps {
+        log: backends.log.clone(),
+        admissions: backends.admissions.clone(),
+        directory: backends.directory.clone(),
+        ledger: backends.ledger.clone(),
+        inbox: backends.inbox.clone(),
+        sessions: backends.sessions.clone(),
+        policy: roles.policy.clone(),
+        world: world.clone(),
+        channels,
+    };
+    let failed = roles.failed.clone();
+    let (config, shutdown) = (config.gateway.clone(), stopping.clone());
+    tokio::spawn(async move {
+        let ended = herald_gateway::run(listener, config, deps, extra, shutdown.clone()).await;
+        if !shutdown.is_cancelled() {
+            failed.cancel();
+        }
+        ended.context("the gateway failed")
+    })
+}

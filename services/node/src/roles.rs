@@ -1,0 +1,218 @@
+//! The roles behind the gateway, supervised: one that ends early stops all of them.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use herald_control_plane::{
+    bootstrap,
+    feed::{policy_feed, read_policy},
+    publisher::Publisher,
+};
+use herald_core::{
+    clock::World,
+    policy::Policy,
+    ports::{channel::Channel, log::Member},
+};
+use herald_ledger::stats::LedgerStats;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::backends::Backends;
+
+/// The roles' configurations.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Expansion.
+    pub orchestrator: herald_orchestrator::Config,
+    /// Sending.
+    pub worker: herald_worker::Config,
+    /// The books.
+    pub ledger: herald_ledger::Config,
+    /// Policies.
+    pub control_plane: herald_control_plane::Config,
+    /// How many members of each role run in this process.
+    pub members: Members,
+}
+
+/// How many members of a role run in this process; each serves its share of the partitions.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Members {
+    /// Orchestrators.
+    pub orchestrator: u32,
+    /// Workers.
+    pub worker: u32,
+    /// Ledgers; 0 keeps no books, which is for measuring the rest.
+    pub ledger: u32,
+}
+
+impl Default for Members {
+    fn default() -> Self {
+        Self { orchestrator: 1, worker: 1, ledger: 1 }
+    }
+}
+
+/// What the roles count.
+#[derive(Clone, Default)]
+pub struct Counters {
+    /// Expansion.
+    pub orchestrator: Arc<herald_orchestrator::Stats>,
+    /// Sending.
+    pub worker: Arc<herald_worker::Stats>,
+    /// The books.
+    pub ledger: Arc<LedgerStats>,
+}
+
+/// Running roles.
+pub struct Roles {
+    /// The newest policies.
+    pub policy: watch::Receiver<Arc<Policy>>,
+    /// Writes policies.
+    pub publisher: Arc<Publisher>,
+    /// What the roles count.
+    pub counters: Counters,
+    stages: Vec<Stage>,
+    /// Cancelled when a role has ended early.
+    pub failed: CancellationToken,
+}
+
+/// Members of one role, stopped together.
+struct Stage {
+    name: &'static str,
+    shutdown: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Roles {
+    /// Reads the policies and starts every role.
+    pub async fn start(
+        config: &Config,
+        backends: &Backends,
+        channels: Vec<Arc<dyn Channel>>,
+        world: &World,
+    ) -> anyhow::Result<Self> {
+        let policy = read_policy(&*backends.log).await.context("the policies cannot be read")?;
+        let (sender, receiver) = watch::channel(Arc::new(policy));
+        let publisher =
+            Publisher::new(backends.log.clone(), backends.registry.clone(), receiver.clone(), world.clone());
+        let mut roles = Self {
+            policy: receiver,
+            publisher: Arc::new(publisher),
+            counters: Counters::default(),
+            stages: Vec::new(),
+            failed: CancellationToken::new(),
+        };
+        let log = backends.log.clone();
+        roles.stage("policy feed", 1, move |_, shutdown| policy_feed(log.clone(), sender.clone(), shutdown));
+        let (control_plane, publisher) = (config.control_plane.clone(), roles.publisher.clone());
+        roles.stage("control plane", 1, move |_, shutdown| {
+            herald_control_plane::run(control_plane.clone(), publisher.clone(), shutdown)
+        });
+        bootstrap::ensure_secrets(&roles.publisher).await.context("the signing secret cannot be stored")?;
+        roles.start_ledger(config, backends, world);
+        roles.start_worker(config, backends, channels, world);
+        let (log, world_of_router) = (backends.log.clone(), world.clone());
+        roles.stage("router", 1, move |member, shutdown| {
+            herald_worker::run_router(log.clone(), world_of_router.clone(), member, shutdown)
+        });
+        roles.start_orchestrator(config, backends, world);
+        Ok(roles)
+    }
+
+    fn start_ledger(&mut self, config: &Config, backends: &Backends, world: &World) {
+        let members = config.members.ledger;
+        if members == 0 {
+            tracing::warn!("no books are kept");
+            return;
+        }
+        let (config, log, ledger) = (config.ledger.clone(), backends.log.clone(), backends.ledger.clone());
+        let (world, stats) = (world.clone(), self.counters.ledger.clone());
+        self.stage("ledger", members, move |member, shutdown| {
+            let (log, ledger, world) = (log.clone(), ledger.clone(), world.clone());
+            let deps = herald_ledger::Deps { log, ledger, world, member, stats: stats.clone() };
+            herald_ledger::run(config.clone(), deps, shutdown)
+        });
+    }
+
+    fn start_worker(&mut self, config: &Config, backends: &Backends, channels: Vec<Arc<dyn Channel>>, world: &World) {
+        let deps = herald_worker::Deps {
+            log: backends.log.clone(),
+            directory: backends.directory.clone(),
+            claims: backends.claims.clone(),
+            inbox: backends.inbox.clone(),
+            sessions: backends.sessions.clone(),
+            channels,
+            policy: self.policy.clone(),
+            world: world.clone(),
+            stats: self.counters.worker.clone(),
+        };
+        let worker = config.worker.clone();
+        self.stage("worker", config.members.worker, move |member, shutdown| {
+            herald_worker::run(worker.clone(), deps.clone(), member, shutdown)
+        });
+    }
+
+    fn start_orchestrator(&mut self, config: &Config, backends: &Backends, world: &World) {
+        let deps = herald_orchestrator::Deps {
+            log: backends.log.clone(),
+            directory: backends.directory.clone(),
+            admissions: backends.admissions.clone(),
+            world: world.clone(),
+            stats: self.counters.orchestrator.clone(),
+        };
+        let orchestrator = config.orchestrator.clone();
+        self.stage("orchestrator", config.members.orchestrator, move |member, shutdown| {
+            herald_orchestrator::run(orchestrator.clone(), deps.clone(), member, shutdown)
+        });
+    }
+
+    /// Starts the members of a role. If one ends before it was told to, all roles are told so.
+    fn stage<F>(&mut self, name: &'static str, count: u32, member: impl Fn(Member, CancellationToken) -> F)
+    where
+        F: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        let (shutdown, failed) = (CancellationToken::new(), self.failed.clone());
+        let mut members = JoinSet::new();
+        for ordinal in 0..count.max(1) {
+            members.spawn(member(Member { ordinal, count: count.max(1) }, shutdown.clone()));
+        }
+        let told = shutdown.clone();
+        let task = tokio::spawn(async move {
+            let mut result = Ok(());
+            while let Some(ended) = members.join_next().await {
+                let ended = ended.map_err(anyhow::Error::from).and_then(|ended| ended);
+                if !told.is_cancelled() || ended.is_err() {
+                    let error = ended.err().unwrap_or_else(|| anyhow::anyhow!("it ended early"));
+                    tracing::error!(role = name, error = format!("{error:#}"), "a role has failed");
+                    failed.cancel();
+                    result = Err(error.context(format!("the {name} failed")));
+                }
+            }
+            result
+        });
+        self.stages.push(Stage { name, shutdown, task });
+    }
+
+    /// Stops in the order of the pipeline: each role drains what the one before it left, under one deadline.
+    pub async fn stop(mut self, deadline: Duration) -> anyhow::Result<()> {
+        let deadline = Instant::now() + deadline;
+        let mut result = Ok(());
+        while let Some(stage) = self.stages.pop() {
+            stage.shutdown.cancel();
+            let ended = match tokio::time::timeout_at(deadline, stage.task).await {
+                Ok(ended) => ended.map_err(anyhow::Error::from).and_then(|ended| ended),
+                Err(_) => Err(anyhow::anyhow!("the {} did not stop within the deadline", stage.name)),
+            };
+            if result.is_ok() {
+                result = ended;
+            }
+        }
+        result
+    }
+}

@@ -1,0 +1,33 @@
+//! The real clock and the system's randomness.
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use herald_core::clock::{Clock, Entropy, World};
+use rand::Rng;
+
+/// The system's wall clock.
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now_ms(&self) -> u64 {
+        // A clock before 1970 is a broken machine; its time then counts as 1970.
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
+    }
+}
+
+/// The thread's cryptographic generator, seeded by the system.
+pub struct SystemEntropy;
+
+impl Entropy for SystemEntropy {
+    fn next_u64(&self) -> u64 {
+        rand::rng().next_u64()
+    }
+}
+
+/// The world as it is.
+pub fn system() -> World {
+    World { clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy) }
+}

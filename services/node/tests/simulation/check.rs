@@ -1,0 +1,190 @@
+//! What must be true once everything has settled.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use herald_core::{
+    ids::{InstanceId, NotificationId},
+    ports::{
+        inbox::StateFilter,
+        ledger::{ReceiptRow, ReceiptScope},
+    },
+    record::{Channel, State},
+};
+use herald_ledger::proof::prove;
+use herald_node::backends::Backends;
+
+use crate::{
+    provider::Seen,
+    scenario::{Scenario, Sent},
+};
+
+/// What is known of a run besides its books.
+pub struct Facts<'a> {
+    pub scenario: &'a Scenario,
+    pub sent: &'a [Sent],
+    pub seen: &'a Seen,
+    pub restarts: u64,
+    pub in_doubt_instances: u64,
+    /// Whether nothing had to wait, so that order is promised.
+    pub in_order: bool,
+}
+
+type Ends = BTreeMap<(NotificationId, String, i32), ReceiptRow>;
+
+/// Every contradiction found; none means that the promises held.
+pub async fn contradictions(facts: &Facts<'_>, backends: &Backends) -> anyhow::Result<Vec<String>> {
+    let mut found = Vec::new();
+    let mut sent = Vec::new();
+    for one in facts.sent {
+        let known = backends.ledger.request(&one.planned.tenant, &one.id).await?.is_some();
+        if one.promised && !known {
+            found.push(format!("{} was promised and is lost", one.id));
+        }
+        // What was never answered may be there or not; if it is, everything must hold for it too.
+        if known {
+            sent.push(one);
+        }
+    }
+    let ids: Vec<NotificationId> = sent.iter().map(|one| one.id).collect();
+    let proof = prove(backends.ledger.as_ref(), &ids).await?;
+    if !proof.holds() {
+        found.push(format!("the books do not hold: {proof:?}"));
+    }
+    let ends = ends(&sent, backends, &mut found).await?;
+    check_ends(facts, &sent, &ends, &mut found);
+    check_inboxes(facts, &sent, &ends, backends, &mut found).await?;
+    check_provider(facts, &ends, &mut found);
+    Ok(found)
+}
+
+/// The end of each instance; two ends of one are a contradiction.
+async fn ends(sent: &[&Sent], backends: &Backends, found: &mut Vec<String>) -> anyhow::Result<Ends> {
+    let mut ends = Ends::new();
+    for one in sent {
+        let mut token: Option<Vec<u8>> = None;
+        loop {
+            let scope = ReceiptScope::Request(one.id);
+            let page = backends.ledger.receipts(&one.planned.tenant, &scope, token.as_deref(), 500).await?;
+            let page = page.map_err(|_| anyhow::anyhow!("a page token was refused"))?;
+            for row in page.items {
+                let key = (one.id, row.user_id.clone(), row.shared.channel);
+                if ends.insert(key.clone(), row).is_some() {
+                    found.push(format!("{key:?} has two receipts"));
+                }
+            }
+            token = page.next;
+            if token.is_none() {
+                break;
+            }
+        }
+    }
+    Ok(ends)
+}
+
+fn check_ends(facts: &Facts<'_>, sent: &[&Sent], ends: &Ends, found: &mut Vec<String>) {
+    let mut delivered: BTreeMap<(String, String, i32, String), u64> = BTreeMap::new();
+    for one in sent {
+        for channel in [Channel::InApp, Channel::Email] {
+            let ended: BTreeSet<&str> = ends
+                .range((one.id, String::new(), 0)..)
+                .take_while(|((id, ..), _)| *id == one.id)
+                .filter(|((_, _, c), _)| *c == channel as i32)
+                .map(|((_, user, _), _)| user.as_str())
+                .collect();
+            let wanted: BTreeSet<&str> = one.planned.recipients.iter().map(String::as_str).collect();
+            if ended != wanted {
+                found.push(format!("{} on {channel:?}: {ended:?} ended, {wanted:?} were to", one.id));
+            }
+        }
+    }
+    for ((id, user, channel), row) in ends {
+        let Some(one) = sent.iter().find(|one| one.id == *id) else { continue };
+        let reason = row.shared.reason.as_str();
+        let is_mail = *channel == Channel::Email as i32;
+        let expected = if user == "nobody" {
+            reason == "unknown_user"
+        } else if is_mail && facts.scenario.opted_out.contains(user) {
+            reason == "opted_out"
+        } else {
+            !matches!(reason, "unknown_user" | "opted_out" | "unreachable")
+                && (reason != "duplicate" || !one.planned.dedupe_key.is_empty())
+        };
+        if !expected {
+            found.push(format!("{id} {user} {channel}: ended as {reason:?}"));
+        }
+        if !one.planned.dedupe_key.is_empty() && row.shared.state() == State::Delivered {
+            let tenant = one.planned.tenant.to_string();
+            *delivered.entry((tenant, user.clone(), *channel, one.planned.dedupe_key.clone())).or_default() += 1;
+        }
+    }
+    for (key, count) in delivered.into_iter().filter(|(_, count)| *count > 1) {
+        found.push(format!("{key:?} was delivered {count} times under one dedupe key"));
+    }
+}
+
+async fn check_inboxes(
+    facts: &Facts<'_>,
+    sent: &[&Sent],
+    ends: &Ends,
+    backends: &Backends,
+    found: &mut Vec<String>,
+) -> anyhow::Result<()> {
+    for tenant in &facts.scenario.tenants {
+        for user in &facts.scenario.users {
+            let (items, _) = backends.inbox.list(tenant, user, StateFilter::Active, None, 1_000).await?;
+            let mut has: Vec<NotificationId> = items.iter().map(|item| item.notification).collect();
+            // Newest first; the numbers of one actor and lane must fall.
+            let mut last: BTreeMap<(String, bool), usize> = BTreeMap::new();
+            for id in &has {
+                if let Some(one) = sent.iter().find(|one| one.id == *id).filter(|_| facts.in_order) {
+                    let key = (one.planned.actor.clone(), one.planned.transactional);
+                    if last.insert(key, one.planned.number).is_some_and(|later| later < one.planned.number) {
+                        found.push(format!("{tenant} {user}: n{} is out of order", one.planned.number));
+                    }
+                }
+            }
+            has.sort();
+            let wanted: BTreeSet<NotificationId> = ends
+                .iter()
+                .filter(|((id, u, channel), row)| {
+                    u == user
+                        && *channel == Channel::InApp as i32
+                        && row.shared.state() == State::Delivered
+                        && sent.iter().any(|one| one.id == *id && one.planned.tenant == *tenant)
+                })
+                .map(|((id, ..), _)| *id)
+                .collect();
+            if !has.iter().eq(wanted.iter()) {
+                found.push(format!("{tenant} {user}: the inbox has {has:?}, delivered were {wanted:?}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_provider(facts: &Facts<'_>, ends: &Ends, found: &mut Vec<String>) {
+    let mut duplicates = 0;
+    let mut known = BTreeSet::new();
+    for ((id, user, channel), row) in ends.iter().filter(|((_, _, c), _)| *c == Channel::Email as i32) {
+        let instance = InstanceId::of(id, user, Channel::Email);
+        known.insert(instance);
+        let taken = facts.seen.taken.get(&instance).copied().unwrap_or(0);
+        duplicates += taken.saturating_sub(1);
+        match row.shared.state() {
+            State::Delivered if taken == 0 => found.push(format!("{id} {user} {channel}: delivered, never taken")),
+            // Taken, and its worker died before it could commit the claim: the next holder sends again.
+            State::Suppressed if row.shared.reason == "duplicate" => duplicates += taken.min(1),
+            State::Suppressed if taken > 0 => {
+                found.push(format!("{id} {user} {channel}: {} and taken {taken} times", row.shared.reason));
+            }
+            _ => {}
+        }
+    }
+    for instance in facts.seen.taken.keys().filter(|instance| !known.contains(*instance)) {
+        found.push(format!("{instance} was taken and has no receipt"));
+    }
+    let allowed = facts.seen.unanswered + facts.restarts * facts.in_doubt_instances;
+    if duplicates > allowed {
+        found.push(format!("{duplicates} duplicates at the provider, at most {allowed} are allowed"));
+    }
+}

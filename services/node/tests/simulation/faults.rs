@@ -1,0 +1,381 @@
+//! Ports that fail and delay, and commits around which the node is killed.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use herald_core::{
+    books::Totals,
+    ids::{NotificationId, TenantId},
+    people::{Person, User},
+    ports::{
+        StoreError,
+        admissions::{Admission, Admissions, PlaceNote},
+        claims::{ClaimReply, ClaimRequest, Claims},
+        directory::{AudienceKey, AudiencePage, Changed, Directory, Membership, PersonChange},
+        inbox::{Counts, EventId, Inbox, Item, MarkAs, StateFilter, Which},
+        ledger::{Flush, ForeignToken, Ledger, Page, ReceiptRow, ReceiptScope, RequestRow},
+        log::{
+            Commit, Committed, Identity, Log, LogError, Mark, Member, NewRecord, Polled, Progress, Record, Subscription,
+        },
+    },
+    record::{Claim, Cursor, LedgerBatch, Place, Schema},
+    topic::{Group, TopicPartition},
+};
+use herald_node::backends::Backends;
+use prost::Message;
+use tokio_util::sync::CancellationToken;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::world::Chance;
+
+/// A deliberate defect, to prove that the checks would see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutant {
+    None,
+    /// Every claim is won.
+    ClaimSkipped,
+    /// Outputs become visible before the position moves.
+    CommitSplit,
+    /// A restarted consumer forgets what was finished beyond its offset.
+    DoneMapIgnored,
+    /// The orchestrator does not say what it created.
+    ManifestNotWritten,
+}
+
+/// What goes wrong in a run.
+#[derive(Clone)]
+pub struct Faults {
+    pub chance: Chance,
+    /// One call of a store in so many fails; 0 for none.
+    pub store_errors_one_in: u64,
+    /// One commit in so many kills the node; 0 for none.
+    pub crash_one_in: u64,
+    pub crashed: CancellationToken,
+    pub mutant: Mutant,
+    /// Everything that was written, for the comparison of runs.
+    pub trace: Arc<Mutex<Xxh3>>,
+}
+
+impl Faults {
+    async fn store(&self) -> Result<(), StoreError> {
+        if self.chance.one_in(5) {
+            tokio::time::sleep(Duration::from_millis(self.chance.below(30))).await;
+        }
+        match self.chance.one_in(self.store_errors_one_in) {
+            true => Err(StoreError::Unavailable("simulated".into())),
+            false => Ok(()),
+        }
+    }
+
+    async fn crash(&self) {
+        if self.chance.one_in(self.crash_one_in) {
+            self.crashed.cancel();
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// The ports behind faults.
+    pub fn wrap(&self, backends: Backends) -> Backends {
+        let faults = self.clone();
+        Backends {
+            log: Arc::new(Faulty { faults: faults.clone(), inner: backends.log }),
+            admissions: Arc::new(Faulty { faults: faults.clone(), inner: backends.admissions }),
+            directory: Arc::new(Faulty { faults: faults.clone(), inner: backends.directory }),
+            ledger: Arc::new(Faulty { faults: faults.clone(), inner: backends.ledger }),
+            inbox: Arc::new(Faulty { faults: faults.clone(), inner: backends.inbox }),
+            claims: Arc::new(Faulty { faults, inner: backends.claims }),
+            ..backends
+        }
+    }
+
+    fn trace(&self, records: &[NewRecord]) {
+        let mut trace = self.trace.lock().unwrap();
+        for record in records {
+            trace.update(record.at.to_string().as_bytes());
+            trace.update(&record.timestamp_ms.to_be_bytes());
+            trace.update(&record.body);
+            if std::env::var("HERALD_SIM_TRACE").is_ok() {
+                println!(
+                    "TRACE {} {} {:x} {:?}",
+                    record.at,
+                    record.timestamp_ms,
+                    xxhash_rust::xxh3::xxh3_64(&record.body),
+                    record.envelope.schema()
+                );
+            }
+        }
+    }
+}
+
+struct Faulty<T: ?Sized> {
+    faults: Faults,
+    inner: Arc<T>,
+}
+
+#[async_trait]
+impl Log for Faulty<dyn Log> {
+    fn identity(&self) -> &Identity {
+        self.inner.identity()
+    }
+
+    async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<u64>, LogError> {
+        self.faults.trace(&records);
+        self.inner.append(records).await
+    }
+
+    async fn subscribe(&self, group: Group, member: Member) -> Result<Box<dyn Subscription>, LogError> {
+        let inner = self.inner.subscribe(group, member).await?;
+        Ok(Box::new(FaultySubscription { faults: self.faults.clone(), group, inner }))
+    }
+
+    async fn read(&self, at: TopicPartition, from: u64, max: usize) -> Result<(Vec<Record>, u64), LogError> {
+        self.inner.read(at, from, max).await
+    }
+
+    async fn durable(&self, mark: Mark) -> Result<(), LogError> {
+        self.inner.durable(mark).await
+    }
+
+    async fn progress(&self, group: Group) -> Result<Vec<Progress>, LogError> {
+        self.inner.progress(group).await
+    }
+
+    async fn reached(&self, at: TopicPartition, offset: u64) -> Result<(), LogError> {
+        self.inner.reached(at, offset).await
+    }
+}
+
+struct FaultySubscription {
+    faults: Faults,
+    group: Group,
+    inner: Box<dyn Subscription>,
+}
+
+#[async_trait]
+impl Subscription for FaultySubscription {
+    async fn poll(&mut self, max: usize, wait: Duration) -> Result<Polled, LogError> {
+        if self.faults.crash_one_in > 0 && self.faults.chance.one_in(400) {
+            return Err(LogError::Unavailable("simulated".into()));
+        }
+        let mut polled = self.inner.poll(max, wait).await?;
+        if self.faults.mutant == Mutant::DoneMapIgnored {
+            polled.assigned.iter_mut().for_each(|(_, position)| position.done = Default::default());
+        }
+        Ok(polled)
+    }
+
+    async fn commit(&mut self, mut commit: Commit) -> Result<Committed, LogError> {
+        if self.faults.mutant == Mutant::ManifestNotWritten && self.group == Group::Orchestrator {
+            commit.outputs.retain_mut(without_manifests);
+        }
+        self.faults.trace(&commit.outputs);
+        self.faults.crash().await;
+        if self.faults.mutant == Mutant::CommitSplit && !commit.outputs.is_empty() {
+            let outputs = std::mem::take(&mut commit.outputs);
+            self.inner.commit(Commit { positions: Vec::new(), outputs }).await?;
+            tokio::time::sleep(Duration::from_millis(self.faults.chance.below(20))).await;
+            self.faults.crash().await;
+        }
+        let committed = self.inner.commit(commit).await;
+        self.faults.crash().await;
+        committed
+    }
+
+    fn pause(&mut self, at: TopicPartition, paused: bool) {
+        self.inner.pause(at, paused);
+    }
+
+    async fn end(&mut self, at: TopicPartition) -> Result<u64, LogError> {
+        self.inner.end(at).await
+    }
+}
+
+fn without_manifests(record: &mut NewRecord) -> bool {
+    if record.envelope.schema() == Schema::LedgerBatch
+        && let Ok(mut batch) = LedgerBatch::decode(record.body.clone())
+    {
+        batch.manifests.iter_mut().for_each(|manifest| manifest.count = 0);
+        record.body = batch.encode_to_vec().into();
+    }
+    true
+}
+
+#[async_trait]
+impl Admissions for Faulty<dyn Admissions> {
+    async fn begin(&self, tenant: &TenantId, key: &str, it: Admission) -> Result<Option<Admission>, StoreError> {
+        self.faults.store().await?;
+        self.inner.begin(tenant, key, it).await
+    }
+
+    async fn restart(&self, tenant: &TenantId, key: &str, seen_ms: u64, now_ms: u64) -> Result<bool, StoreError> {
+        self.faults.store().await?;
+        self.inner.restart(tenant, key, seen_ms, now_ms).await
+    }
+
+    async fn answered(&self, tenant: &TenantId, key: &str) -> Result<(), StoreError> {
+        self.faults.store().await?;
+        self.inner.answered(tenant, key).await
+    }
+
+    async fn withdraw(&self, tenant: &TenantId, key: &str, id: &NotificationId) -> Result<(), StoreError> {
+        self.faults.store().await?;
+        self.inner.withdraw(tenant, key, id).await
+    }
+
+    async fn note_first_places(&self, notes: Vec<PlaceNote>) -> Result<Vec<Place>, StoreError> {
+        self.faults.store().await?;
+        self.inner.note_first_places(notes).await
+    }
+}
+
+#[async_trait]
+impl Directory for Faulty<dyn Directory> {
+    async fn people(&self, tenant: &TenantId, user_ids: &[String]) -> Result<Vec<Person>, StoreError> {
+        self.faults.store().await?;
+        self.inner.people(tenant, user_ids).await
+    }
+
+    async fn change(&self, tenant: &TenantId, it: Vec<PersonChange>, now_ms: u64) -> Result<Vec<Changed>, StoreError> {
+        self.inner.change(tenant, it, now_ms).await
+    }
+
+    async fn list(
+        &self,
+        tenant: &TenantId,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<(Vec<User>, Option<Cursor>), StoreError> {
+        self.inner.list(tenant, after, limit).await
+    }
+
+    async fn set_members(&self, tenant: &TenantId, members: Vec<Membership>, present: bool) -> Result<u64, StoreError> {
+        self.inner.set_members(tenant, members, present).await
+    }
+
+    async fn audience(
+        &self,
+        tenant: &TenantId,
+        audience: &AudienceKey,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<AudiencePage, StoreError> {
+        self.faults.store().await?;
+        self.inner.audience(tenant, audience, after, limit).await
+    }
+}
+
+#[async_trait]
+impl Ledger for Faulty<dyn Ledger> {
+    async fn apply(&self, flush: Flush) -> Result<(), StoreError> {
+        self.faults.store().await?;
+        self.inner.apply(flush).await?;
+        // The rows are written and the caller does not learn it.
+        self.faults.store().await
+    }
+
+    async fn totals(&self, ids: &[NotificationId]) -> Result<Vec<Option<Totals>>, StoreError> {
+        self.faults.store().await?;
+        self.inner.totals(ids).await
+    }
+
+    async fn request(&self, tenant: &TenantId, id: &NotificationId) -> Result<Option<RequestRow>, StoreError> {
+        self.inner.request(tenant, id).await
+    }
+
+    async fn requests(
+        &self,
+        tenant: &TenantId,
+        since_ms: u64,
+        token: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Result<Page<RequestRow>, ForeignToken>, StoreError> {
+        self.inner.requests(tenant, since_ms, token, limit).await
+    }
+
+    async fn receipts(
+        &self,
+        tenant: &TenantId,
+        scope: &ReceiptScope,
+        token: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Result<Page<ReceiptRow>, ForeignToken>, StoreError> {
+        self.inner.receipts(tenant, scope, token, limit).await
+    }
+}
+
+#[async_trait]
+impl Inbox for Faulty<dyn Inbox> {
+    async fn put(
+        &self,
+        shard: u32,
+        epoch: u32,
+        batches: Vec<(u64, herald_core::record::InboxBatch)>,
+    ) -> Result<(), StoreError> {
+        self.faults.store().await?;
+        self.inner.put(shard, epoch, batches).await?;
+        self.faults.store().await
+    }
+
+    async fn list(
+        &self,
+        tenant: &TenantId,
+        user: &str,
+        filter: StateFilter,
+        before: Option<EventId>,
+        limit: usize,
+    ) -> Result<(Vec<Item>, Option<EventId>), StoreError> {
+        self.inner.list(tenant, user, filter, before, limit).await
+    }
+
+    async fn since(
+        &self,
+        tenant: &TenantId,
+        user: &str,
+        after: Option<EventId>,
+        limit: usize,
+    ) -> Result<Vec<Item>, StoreError> {
+        self.inner.since(tenant, user, after, limit).await
+    }
+
+    async fn mark(
+        &self,
+        tenant: &TenantId,
+        user: &str,
+        which: Which,
+        mark: MarkAs,
+        now_ms: u64,
+    ) -> Result<Counts, StoreError> {
+        self.inner.mark(tenant, user, which, mark, now_ms).await
+    }
+
+    async fn counts(&self, tenant: &TenantId, user: &str) -> Result<Counts, StoreError> {
+        self.inner.counts(tenant, user).await
+    }
+}
+
+#[async_trait]
+impl Claims for Faulty<dyn Claims> {
+    async fn apply(&self, shard: u32, requests: &[ClaimRequest], now_ms: u64) -> Result<ClaimReply, StoreError> {
+        self.faults.store().await?;
+        let mut reply = self.inner.apply(shard, requests, now_ms).await?;
+        if self.faults.mutant == Mutant::ClaimSkipped {
+            for (request, holder) in requests.iter().zip(&mut reply.holders) {
+                if let ClaimRequest::Take { owner, .. } = request {
+                    *holder = *owner;
+                }
+            }
+        }
+        Ok(reply)
+    }
+
+    async fn sequence(&self, shard: u32) -> Result<u64, StoreError> {
+        self.inner.sequence(shard).await
+    }
+
+    async fn load(&self, shard: u32, claims: Vec<Claim>, sequence: u64) -> Result<(), StoreError> {
+        self.inner.load(shard, claims, sequence).await
+    }
+}

@@ -1,0 +1,276 @@
+//! The whole node behind the gateway, simulated: on paused time, with seeded faults, power cuts and restarts.
+//!
+//! Each seed is a world of its own: tenants with people of the same names, notifications of every audience, a provider
+//! that misbehaves, stores that fail, and a node that is killed before and after commits. When all is over the books
+//! must hold, nothing may be lost or settled twice, and the same seed must give the same trace.
+//!
+//! `HERALD_SIM_SEEDS=5000` runs more seeds; `HERALD_SIM_SEED=17` runs one and prints what it found.
+
+mod check;
+mod faults;
+mod provider;
+mod scenario;
+mod world;
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use herald_core::{ids::NotificationId, ports::log::Identity, topic::Layout};
+use herald_embedded::{
+    SyncFirst,
+    disk::MemoryDisk,
+    kv::memory::MemoryKv,
+    log::{EmbeddedLog, LogOptions},
+    store::Stores,
+};
+use herald_node::{
+    backends::Backends,
+    roles::{Config, Roles},
+};
+use tokio_util::sync::CancellationToken;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::{
+    check::{Facts, contradictions},
+    faults::{Faults, Mutant},
+    provider::Provider,
+    scenario::{Scenario, Sent, send},
+    world::{Chance, EPOCH_MS, world_at},
+};
+
+const IN_DOUBT: u64 = 64;
+
+/// How long everything may take to settle once nothing fails any more, in simulated time.
+const SETTLE: Duration = Duration::from_secs(4 * 3600);
+
+/// What a seed gave.
+#[derive(Debug)]
+struct Report {
+    contradictions: Vec<String>,
+    trace: u64,
+    restarts: u64,
+    notifications: usize,
+}
+
+struct Simulation {
+    chance: Chance,
+    scenario: Scenario,
+    provider: Provider,
+    disk: MemoryDisk,
+    kv: Arc<MemoryKv>,
+    now_ms: u64,
+    sent: Vec<Sent>,
+    next: usize,
+    set_up: bool,
+    restarts: u64,
+    store_errors_one_in: u64,
+    mutant: Mutant,
+    trace: Arc<Mutex<Xxh3>>,
+}
+
+fn simulate(seed: u64, mutant: Mutant) -> Report {
+    let chance = Chance::of_seed(seed);
+    let scenario = Scenario::of(&chance);
+    let mut simulation = Simulation {
+        provider: Provider::new(Chance::of_seed(chance.next())),
+        scenario,
+        disk: MemoryDisk::new(),
+        kv: Arc::new(MemoryKv::new()),
+        now_ms: EPOCH_MS,
+        sent: Vec::new(),
+        next: 0,
+        set_up: false,
+        restarts: 0,
+        store_errors_one_in: [0, 20, 60][chance.below(3) as usize],
+        mutant,
+        trace: Arc::default(),
+        chance,
+    };
+    // At least one life ends by force; the last one ends when all has settled.
+    let lives = 1 + simulation.chance.below(4);
+    for _ in 0..lives {
+        simulation.live(false);
+        simulation.power_cut();
+    }
+    let contradictions = simulation.live(true);
+    let trace = simulation.trace.lock().unwrap().digest();
+    let (restarts, notifications) = (simulation.restarts, simulation.sent.len());
+    Report { contradictions, trace, restarts, notifications }
+}
+
+impl Simulation {
+    /// One life of the process. The last one has no faults and waits until everything has settled.
+    fn live(&mut self, last: bool) -> Vec<String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let found = runtime.block_on(async {
+            let began = tokio::time::Instant::now();
+            let found = self.run(last).await;
+            self.now_ms += began.elapsed().as_millis() as u64;
+            found
+        });
+        // Every task dies here, wherever it is.
+        drop(runtime);
+        found.unwrap_or_else(|error| vec![format!("the node could not run: {error:#}")])
+    }
+
+    fn power_cut(&mut self) {
+        self.restarts += 1;
+        self.disk = self.disk.crash(|| self.chance.next());
+        self.kv.crash(self.chance.below(self.kv.unsynced() as u64 + 1) as usize);
+        self.now_ms += self.chance.below(20_000);
+    }
+
+    async fn run(&mut self, last: bool) -> anyhow::Result<Vec<String>> {
+        let world = world_at(self.now_ms, &self.chance);
+        let crashed = CancellationToken::new();
+        let faults = Faults {
+            chance: Chance::of_seed(self.chance.next()),
+            store_errors_one_in: if last { 0 } else { self.store_errors_one_in },
+            crash_one_in: if last { 0 } else { 400 },
+            crashed: crashed.clone(),
+            mutant: self.mutant,
+            trace: self.trace.clone(),
+        };
+        let layout = Layout { shards: 4, requests: 2, receipts: 2 };
+        let identity = Identity { region: "sim".into(), epoch: 1, layout };
+        let options = LogOptions {
+            segment_bytes: 64 << 10,
+            cache_bytes: 16 << 10,
+            low_water_bytes: 0,
+            store_flush: self.kv.last_flush()?,
+            ..LogOptions::default()
+        };
+        let stores_first: Arc<dyn SyncFirst> = self.kv.clone();
+        let log = EmbeddedLog::open(Arc::new(self.disk.clone()), identity, options, stores_first, world.clock.clone())?;
+        let flushed = log.clone();
+        tokio::spawn(async move { flushed.flush_task().await });
+        let stores = Stores::open(self.kv.clone());
+        let plain = Backends::embedded(log, &stores);
+        let backends = faults.wrap(plain.clone());
+        let provider = if last { self.provider.healed() } else { self.provider.clone() };
+        let mut config = Config::default();
+        config.worker.in_doubt_instances = IN_DOUBT;
+        config.worker.send_deadline_ms = 2_000;
+        config.worker.retry_cap_ms = 10_000;
+        let roles = Roles::start(&config, &backends, vec![Arc::new(provider)], &world).await?;
+        if !self.set_up {
+            self.scenario.set_up(&plain, &roles, self.now_ms).await?;
+            self.set_up = true;
+        }
+        let end_of_life = async {
+            match last {
+                true => std::future::pending().await,
+                false => tokio::time::sleep(Duration::from_millis(self.chance.below(4_000))).await,
+            }
+        };
+        let failed = roles.failed.clone();
+        let scenario = &self.scenario;
+        let (sent, next, chance) = (&mut self.sent, &mut self.next, self.chance.clone());
+        let traffic = async {
+            while let Some(planned) = scenario.planned.get(*next) {
+                tokio::time::sleep(Duration::from_millis(planned.pause_ms)).await;
+                let now_ms = world.now_ms();
+                let id = match planned.idempotency_key.as_str() {
+                    "" => world.notification_id(),
+                    key => NotificationId::of_idempotency_key(&planned.tenant, key, now_ms),
+                };
+                *next += 1;
+                sent.push(Sent { id, planned: planned.clone(), promised: false });
+                let accepted = send(planned, id, chance.one_in(2), &plain, now_ms).await;
+                if let Some(one) = sent.last_mut() {
+                    one.promised = accepted.is_ok();
+                }
+            }
+            match last {
+                true => settle(sent, &plain).await,
+                false => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = crashed.cancelled() => return Ok(Vec::new()),
+            () = failed.cancelled() => {
+                return Ok(if last { vec!["a role failed without a fault".into()] } else { Vec::new() });
+            }
+            () = end_of_life => return Ok(Vec::new()),
+            () = traffic => {}
+        }
+        let seen = self.provider.seen.lock().unwrap();
+        let facts = Facts {
+            scenario: &self.scenario,
+            sent: &self.sent,
+            seen: &seen,
+            restarts: self.restarts,
+            in_doubt_instances: IN_DOUBT,
+            in_order: self.store_errors_one_in == 0,
+        };
+        contradictions(&facts, &plain).await
+    }
+}
+
+/// Waits until every notification that the ledger knows is settled and stays so, or time is up.
+async fn settle(sent: &[Sent], backends: &Backends) {
+    let ids: Vec<NotificationId> = sent.iter().map(|one| one.id).collect();
+    let settled = async {
+        // The ledger must have read what was appended last.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        loop {
+            if let Ok(totals) = backends.ledger.totals(&ids).await
+                && totals.iter().flatten().all(herald_core::books::Totals::settled)
+            {
+                return;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let _too_late = tokio::time::timeout(SETTLE, settled).await;
+    // Whatever is settled twice is booked by now.
+    tokio::time::sleep(Duration::from_secs(90)).await;
+}
+
+fn env(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+}
+
+#[test]
+fn every_seed_keeps_the_promises() {
+    if let Some(seed) = env("HERALD_SIM_SEED") {
+        let report = simulate(seed, Mutant::None);
+        println!("seed {seed}: {report:#?}");
+        assert!(report.contradictions.is_empty());
+        return;
+    }
+    let seeds = env("HERALD_SIM_SEEDS").unwrap_or(200);
+    let (mut notifications, mut restarts) = (0, 0);
+    for seed in 0..seeds {
+        let report = simulate(seed, Mutant::None);
+        notifications += report.notifications;
+        restarts += report.restarts;
+        assert!(
+            report.contradictions.is_empty(),
+            "seed {seed} (HERALD_SIM_SEED={seed} repeats it): {:#?}",
+            report.contradictions
+        );
+    }
+    println!("{seeds} seeds, {notifications} notifications, {restarts} restarts");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in 0..10 {
+        let (first, second) = (simulate(seed, Mutant::None), simulate(seed, Mutant::None));
+        assert_eq!(first.trace, second.trace, "seed {seed}");
+    }
+    assert_ne!(simulate(1, Mutant::None).trace, simulate(2, Mutant::None).trace);
+}
+
+#[test]
+fn some_seed_catches_each_mutant() {
+    for mutant in [Mutant::ClaimSkipped, Mutant::CommitSplit, Mutant::DoneMapIgnored, Mutant::ManifestNotWritten] {
+        let caught = (0..50).find(|seed| !simulate(*seed, mutant).contradictions.is_empty());
+        println!("{mutant:?}: caught by seed {caught:?}");
+        assert!(caught.is_some(), "no seed catches {mutant:?}");
+    }
+}

@@ -1,0 +1,184 @@
+//! CPU time of the process per delivered instance, in a closed loop.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use tokio::time::sleep;
+
+use crate::{
+    Common,
+    process::{Cpu, Herald},
+    proof::prove,
+    report::Report,
+    sender::{End, Sent, drain, send},
+    sink::Sink,
+    sockets::Sockets,
+    world::{Fanout, Plan, World},
+};
+
+/// How long what has ended may take to arrive here.
+const ARRIVAL: Duration = Duration::from_secs(30);
+
+/// Instances that fill the caches of people before the measurement.
+const WARM_UP: u64 = 100_000;
+
+/// What is sent.
+#[derive(Args, Clone)]
+pub struct Load {
+    /// How many receive one notification: a number, or lognormal.
+    #[arg(long, default_value = "20")]
+    fanout: Fanout,
+    /// Notifications; 7,000 to 100,000 by the fan-out unless set.
+    #[arg(long)]
+    notifications: Option<u64>,
+    /// Users of each tenant; each is in the audience of several authors.
+    #[arg(long, default_value_t = 400)]
+    users: usize,
+    /// Measures without the ledger only, such as under a profiler.
+    #[arg(long)]
+    no_books: bool,
+    /// Measures with the ledger only.
+    #[arg(long, conflicts_with = "no_books")]
+    books: bool,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A mail channel that sends nothing.
+    Null,
+    /// A mail server in this process.
+    Mail,
+    /// A WebSocket for each user.
+    Live,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Mail => "mail",
+            Self::Live => "live",
+        }
+    }
+}
+
+impl Load {
+    /// The same for another number of users.
+    pub fn with_users(&self, users: usize) -> Self {
+        Self { users, ..self.clone() }
+    }
+
+    fn notifications(&self) -> u64 {
+        let fanout = match self.fanout {
+            Fanout::Fixed(fanout) => fanout as u64,
+            Fanout::Lognormal => 20,
+        };
+        self.notifications.unwrap_or((1_000_000 / fanout).clamp(7_000, 100_000))
+    }
+
+    fn ends(&self) -> &'static [End] {
+        match (self.no_books, self.books) {
+            (true, _) => &[End::Worker],
+            (_, true) => &[End::Booked],
+            _ => &[End::Worker, End::Booked],
+        }
+    }
+}
+
+/// Where instances go.
+enum Target {
+    Nowhere,
+    Mail(Sink),
+    Sockets(Sockets),
+}
+
+impl Target {
+    /// How many have arrived; `None` where nothing does.
+    fn arrived(&self) -> Option<u64> {
+        match self {
+            Self::Nowhere => None,
+            Self::Mail(sink) => Some(sink.mails()),
+            Self::Sockets(sockets) => Some(sockets.items()),
+        }
+    }
+}
+
+/// Measures one round, with and without the ledger.
+pub async fn measure(common: &Common, load: &Load, kind: Kind, report: &mut Report) -> anyhow::Result<()> {
+    if let Fanout::Fixed(fanout) = load.fanout {
+        anyhow::ensure!(fanout <= load.users, "a fan-out of {fanout} needs as many users; there are {}", load.users);
+    }
+    let (mut costs, kind_name) = (Vec::new(), kind.name());
+    for end in load.ends() {
+        let name = match end {
+            End::Worker => format!("{kind_name}, {}: without the ledger", load.fanout),
+            End::Booked => format!("{kind_name}, {}: everything", load.fanout),
+        };
+        let run = one(common, load, kind, *end).await?;
+        let cost_us = run.cpu.total.as_secs_f64() * 1e6 / run.instances as f64;
+        report.add(&name, "us/instance", cost_us);
+        report.add(format!("{name}, kernel"), "us/instance", run.cpu.kernel.as_secs_f64() * 1e6 / run.instances as f64);
+        report.add(format!("{name}, rate"), "instances/s", run.instances as f64 / run.elapsed.as_secs_f64());
+        costs.push(cost_us);
+    }
+    if let [without, with] = costs[..] {
+        report.add(format!("{kind_name}, {}: the ledger (difference)", load.fanout), "us/instance", with - without);
+    }
+    Ok(())
+}
+
+/// What one run took.
+struct Run {
+    cpu: Cpu,
+    elapsed: Duration,
+    instances: u64,
+}
+
+async fn one(common: &Common, load: &Load, kind: Kind, end: End) -> anyhow::Result<Run> {
+    let sink = Sink::start(Instant::now()).await?;
+    let email = match kind {
+        Kind::Mail => format!("email.url=smtp://{}?tls=off", sink.address),
+        Kind::Null | Kind::Live => "email.url=null:".to_owned(),
+    };
+    let ledger = if end == End::Worker { "members.ledger=0" } else { "members.ledger=1" };
+    let herald = Herald::start(&common.binary, &[&email, ledger]).await?;
+    let channel = if kind == Kind::Live { "in_app" } else { "email" };
+    let (tenants, users, fanout, seed) = (common.tenants, load.users, load.fanout, common.seed);
+    let world = World::create(&herald, Plan { tenants, users, fanout, channel, seed }).await?;
+    let target = match kind {
+        Kind::Null => Target::Nowhere,
+        Kind::Mail => Target::Mail(sink),
+        Kind::Live => Target::Sockets(Sockets::open(herald.address, &world).await?),
+    };
+
+    let count = load.notifications();
+    let warm_up = (count / 4).min(WARM_UP);
+    let warm = send(&herald, &world, end, Sent::default(), warm_up, common.window).await?;
+    settle(&herald, &target, end, warm).await?;
+
+    eprintln!("pid {}: {count} notifications", herald.pid());
+    let (began, cpu) = (Instant::now(), herald.cpu()?);
+    let sent = send(&herald, &world, end, warm, count, common.window).await?;
+    settle(&herald, &target, end, sent).await?;
+    let (elapsed, after) = (began.elapsed(), herald.cpu()?);
+
+    if end == End::Booked {
+        prove(&world, sent).await?;
+    }
+    herald.stop().await?;
+    let cpu = Cpu { total: after.total - cpu.total, kernel: after.kernel - cpu.kernel };
+    Ok(Run { cpu, elapsed, instances: sent.instances - warm.instances })
+}
+
+/// Waits until everything has ended, and has arrived exactly once.
+async fn settle(herald: &Herald, target: &Target, end: End, sent: Sent) -> anyhow::Result<()> {
+    drain(herald, end, sent).await?;
+    let deadline = Instant::now() + ARRIVAL;
+    while let Some(arrived) = target.arrived().filter(|arrived| *arrived != sent.instances) {
+        anyhow::ensure!(arrived < sent.instances, "{arrived} arrived of {} sent", sent.instances);
+        anyhow::ensure!(Instant::now() < deadline, "only {arrived} arrived of {} sent", sent.instances);
+        sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}

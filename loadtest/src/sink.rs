@@ -1,0 +1,166 @@
+//! A mail server that takes everything and keeps nothing: it counts mails and notes when each of them came.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+use hdrhistogram::Histogram;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+const READ_BYTES: usize = 256 << 10;
+const HELLO: &str = "250-sink\r\n250-PIPELINING\r\n250-CHUNKING\r\n250-8BITMIME\r\n250 ENHANCEDSTATUSCODES\r\n";
+
+/// A running sink; it ends with the process.
+pub struct Sink {
+    /// Where it listens.
+    pub address: SocketAddr,
+    counts: Arc<Counts>,
+}
+
+struct Counts {
+    began: Instant,
+    mails: AtomicU64,
+    latency_us: std::sync::Mutex<Histogram<u64>>,
+}
+
+impl Sink {
+    /// Listens on loopback. Times in subjects count from `began`.
+    pub async fn start(began: Instant) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let latency_us = std::sync::Mutex::new(Histogram::new(3)?);
+        let counts = Arc::new(Counts { began, mails: AtomicU64::new(0), latency_us });
+        let shared = counts.clone();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                tokio::spawn(serve(socket, shared.clone()));
+            }
+        });
+        Ok(Self { address, counts })
+    }
+
+    /// Mails received.
+    pub fn mails(&self) -> u64 {
+        self.counts.mails.load(Relaxed)
+    }
+
+    /// The times from what `due_text` noted to the receipt of the mail, in microseconds.
+    pub fn latency_us(&self) -> Histogram<u64> {
+        // The lock is held for counting only, so it cannot be poisoned by a panic.
+        self.counts.latency_us.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+}
+
+/// A subject from which the sink knows when the notification was due, in microseconds since it began.
+pub fn due_text(due_us: u64) -> String {
+    format!("News due at {due_us}")
+}
+
+fn due_us(mail: &[u8]) -> Option<u64> {
+    let head = std::str::from_utf8(mail.get(..mail.len().min(4_096))?).ok()?;
+    let subject = head.lines().find_map(|line| line.strip_prefix("Subject: "))?;
+    subject.strip_prefix("News due at ")?.trim().parse().ok()
+}
+
+impl Counts {
+    /// Takes one mail.
+    fn take(&self, mail: &[u8], now: Instant) {
+        self.mails.fetch_add(1, Relaxed);
+        if let Some(due_us) = due_us(mail) {
+            let latency = (now.duration_since(self.began).as_micros() as u64).saturating_sub(due_us);
+            let mut histogram = self.latency_us.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            histogram.saturating_record(latency);
+        }
+    }
+}
+
+async fn serve(mut socket: TcpStream, counts: Arc<Counts>) -> std::io::Result<()> {
+    socket.set_nodelay(true)?;
+    socket.write_all(b"220 sink\r\n").await?;
+    let (mut input, mut output) = (Vec::with_capacity(READ_BYTES), Vec::new());
+    let mut in_data = false;
+    while socket.read_buf(&mut input).await? > 0 {
+        let (now, mut used) = (Instant::now(), 0);
+        while let Some(step) = step(&input[used..], in_data) {
+            if let Some(mail) = step.mail {
+                counts.take(mail, now);
+            }
+            output.extend_from_slice(step.answer.as_bytes());
+            used += step.used;
+            in_data = step.in_data;
+        }
+        input.drain(..used);
+        socket.write_all(&output).await?;
+        output.clear();
+    }
+    Ok(())
+}
+
+/// What one command, or the text of one mail, leads to.
+#[derive(Debug, PartialEq, Eq)]
+struct Step<'a> {
+    used: usize,
+    answer: &'static str,
+    mail: Option<&'a [u8]>,
+    in_data: bool,
+}
+
+/// Takes one command or mail off the input; `None` when more input is needed.
+fn step(input: &[u8], in_data: bool) -> Option<Step<'_>> {
+    const KEPT: &str = "250 2.0.0 ok\r\n";
+    if in_data {
+        let end = input.windows(5).position(|bytes| bytes == b"\r\n.\r\n")?;
+        return Some(Step { used: end + 5, answer: KEPT, mail: Some(&input[..end]), in_data: false });
+    }
+    let end = input.iter().position(|byte| *byte == b'\n')? + 1;
+    let line = String::from_utf8_lossy(&input[..end]).trim_end().to_ascii_uppercase();
+    let (answer, in_data) = match line.split(' ').next() {
+        Some("EHLO") => (HELLO, false),
+        Some("DATA") => ("354 go on\r\n", true),
+        Some("QUIT") => ("221 2.0.0 bye\r\n", false),
+        _ => (KEPT, false),
+    };
+    let Some(chunk) = line.strip_prefix("BDAT ") else { return Some(Step { used: end, answer, mail: None, in_data }) };
+    // A chunk that is not the last would be counted as a mail; Herald sends whole mails.
+    let size: usize = chunk.split(' ').next()?.parse().ok()?;
+    let mail = input.get(end..end + size)?;
+    Some(Step { used: end + size, answer: KEPT, mail: Some(mail), in_data: false })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mails_of(input: &[u8]) -> (Vec<Vec<u8>>, usize) {
+        let (mut used, mut in_data, mut mails) = (0, false, Vec::new());
+        while let Some(step) = step(&input[used..], in_data) {
+            used += step.used;
+            in_data = step.in_data;
+            mails.extend(step.mail.map(<[u8]>::to_vec));
+        }
+        (mails, used)
+    }
+
+    #[test]
+    fn chunks_and_dots_end_mails() {
+        let input = b"MAIL FROM:<a@x>\r\nRCPT TO:<b@x>\r\nBDAT 5 LAST\r\na\r\nb\nDATA\r\nHi\r\n.\r\nRSET\r\nBDAT 9 LAST\r\nhalf";
+        let (mails, used) = mails_of(input);
+        assert_eq!(mails, [b"a\r\nb\n".to_vec(), b"Hi".to_vec()]);
+        assert!(input[used..].starts_with(b"BDAT 9"), "an unfinished chunk waits for the rest");
+    }
+
+    #[test]
+    fn the_subject_says_when_a_mail_was_due() {
+        let mail = format!("From: a@x\r\nSubject: {}\r\n\r\nText", due_text(1_234));
+        assert_eq!(due_us(mail.as_bytes()), Some(1_234));
+        assert_eq!(due_us(b"Subject: News\r\n\r\n"), None);
+    }
+}

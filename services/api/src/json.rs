@@ -51,7 +51,7 @@ impl<T: Serialize> IntoResponse for Json<T> {
 
 /// An answer in JSON.
 pub fn answer(status: StatusCode, body: &impl Serialize) -> Response {
-    match serde_json::to_vec(body) {
+    match to_text(body) {
         Ok(body) => {
             let headers = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
             (status, headers, body).into_response()
@@ -59,6 +59,26 @@ pub fn answer(status: StatusCode, body: &impl Serialize) -> Response {
         Err(error) => {
             tracing::error!(%error, "an answer cannot be written as JSON");
             Rejection(Problem::new(Kind::Internal, "internal", "The answer cannot be written as JSON.")).into_response()
+        }
+    }
+}
+
+fn to_text(body: &impl Serialize) -> serde_json::Result<Vec<u8>> {
+    let mut text = Vec::with_capacity(256);
+    body.serialize(&mut serde_json::Serializer::with_formatter(&mut text, WholeNumbers))?;
+    Ok(text)
+}
+
+/// Protobuf's values know floats only; what is whole and exact prints as the integer that its author wrote.
+struct WholeNumbers;
+
+impl serde_json::ser::Formatter for WholeNumbers {
+    fn write_f64<W: std::io::Write + ?Sized>(&mut self, writer: &mut W, value: f64) -> std::io::Result<()> {
+        const EXACT: f64 = 9_007_199_254_740_992.0;
+        if value.fract() == 0.0 && value.abs() <= EXACT {
+            self.write_i64(writer, value as i64)
+        } else {
+            serde_json::ser::CompactFormatter.write_f64(writer, value)
         }
     }
 }
@@ -219,6 +239,13 @@ mod tests {
         assert_eq!(problem.code(), "malformed_json");
         let deep = format!("{{\"data\": {}1{}}}", "{\"a\":".repeat(500), "}".repeat(500));
         assert_eq!(error(&deep).0, "malformed_json", "nesting is bounded");
+    }
+
+    #[test]
+    fn numbers_are_answered_as_they_were_sent() {
+        let sent = r#"{"a":[1,-2.5,9007199254740992,1e+300]}"#;
+        let object: pbjson_types::Struct = parse(sent.as_bytes()).unwrap();
+        assert_eq!(String::from_utf8(to_text(&object).unwrap()).unwrap(), sent);
     }
 
     #[test]

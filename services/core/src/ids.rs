@@ -151,7 +151,18 @@ impl InstanceId {
 
 impl fmt::Display for InstanceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        uuid::Builder::from_custom_bytes(self.0).into_uuid().fmt(f)
+        // All 128 bits as they are, so that the text leads back to the id.
+        Uuid::from_bytes(self.0).fmt(f)
+    }
+}
+
+impl FromStr for InstanceId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        Uuid::parse_str(text)
+            .map(|id| Self(id.into_bytes()))
+            .map_err(|_| InvalidId(format!("{text:?} is not an instance id (a UUID)")))
     }
 }
 
@@ -239,6 +250,8 @@ mod tests {
         assert_eq!(id(1_000), id(86_399_999));
         assert_ne!(id(1_000), id(86_400_000));
         assert_eq!(id(5).to_string().parse::<NotificationId>().unwrap(), id(5));
+        let instance = InstanceId::of(&id(5), "u", Channel::Email);
+        assert_eq!(instance.to_string().parse::<InstanceId>().unwrap(), instance);
     }
 
     #[test]

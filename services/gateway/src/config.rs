@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::live::LiveConfig;
+
 /// Limits and waits. Every limit is refused with an error that names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -58,24 +60,6 @@ pub struct NotificationLimits {
     pub max_send_ahead_s: u64,
 }
 
-/// Live connections.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LiveConfig {
-    /// Live connections of this process; beyond it they are answered 503.
-    pub max_connections: usize,
-    /// Items that wait for one connection; beyond it the connection reads the inbox instead.
-    pub queue: usize,
-    /// Items of one read of the inbox.
-    pub read_items: usize,
-    /// How often a connection is pinged; a WebSocket that is silent for two intervals is closed.
-    pub ping_interval_ms: u64,
-    /// How often what was sent is compared with the inbox.
-    pub check_interval_ms: u64,
-    /// How long one write may take.
-    pub write_timeout_ms: u64,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -108,19 +92,6 @@ impl Default for NotificationLimits {
             max_metadata_bytes: 500,
             max_ttl_s: 30 * 86_400,
             max_send_ahead_s: 30 * 86_400,
-        }
-    }
-}
-
-impl Default for LiveConfig {
-    fn default() -> Self {
-        Self {
-            max_connections: 50_000,
-            queue: 64,
-            read_items: 256,
-            ping_interval_ms: 25_000,
-            check_interval_ms: 15_000,
-            write_timeout_ms: 10_000,
         }
     }
 }

@@ -1,20 +1,59 @@
 //! The gRPC face.
 
+mod inbox;
 pub mod notifications;
+mod users;
 
+use axum::Router;
 use herald_api::{auth::Authenticated, request_id::RequestId, status::status};
 use herald_core::problem::Problem;
-use herald_proto::v1::notifications_server::NotificationsServer;
+use herald_proto::v1::{
+    inbox_server::InboxServer, notifications_server::NotificationsServer, users_server::UsersServer,
+};
 use http::Extensions;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic_health::ServingStatus;
 
 use crate::service::Gateway;
 
 /// The routes of every service that the gateway serves.
-pub fn routes(gateway: &Gateway) -> axum::Router {
-    let max = gateway.config.max_batch_body_bytes;
-    let notifications = NotificationsServer::new(gateway.clone()).max_decoding_message_size(max);
-    axum::Router::new().route_service("/herald.v1.Notifications/{rpc}", notifications)
+pub fn routes(gateway: &Gateway) -> Router {
+    let (max, max_batch) = (gateway.config.max_body_bytes, gateway.config.max_batch_body_bytes);
+    let notifications = NotificationsServer::new(gateway.clone()).max_decoding_message_size(max_batch);
+    let users = UsersServer::new(gateway.clone()).max_decoding_message_size(max_batch);
+    let inbox = InboxServer::new(gateway.clone()).max_decoding_message_size(max);
+    Router::new()
+        .route_service("/herald.v1.Notifications/{rpc}", notifications)
+        .route_service("/herald.v1.Users/{rpc}", users)
+        .route_service("/herald.v1.Inbox/{rpc}", inbox)
+}
+
+/// The health service, and reflection of the whole API. Health says NOT_SERVING from shutdown on.
+///
+/// # Errors
+/// Where the descriptors cannot be read, which is a fault of the build.
+pub async fn infrastructure(shutdown: CancellationToken) -> anyhow::Result<Router> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let names = ["herald.v1.Notifications", "herald.v1.Users", "herald.v1.Inbox"];
+    for name in names {
+        reporter.set_service_status(name, ServingStatus::Serving).await;
+    }
+    tokio::spawn(async move {
+        shutdown.cancelled().await;
+        for name in names.into_iter().chain([""]) {
+            reporter.set_service_status(name, ServingStatus::NotServing).await;
+        }
+    });
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(herald_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    Ok(Router::new()
+        .route_service("/grpc.health.v1.Health/{rpc}", health)
+        .route_service("/grpc.reflection.v1.ServerReflection/{rpc}", reflection().build_v1()?)
+        .route_service("/grpc.reflection.v1alpha.ServerReflection/{rpc}", reflection().build_v1alpha()?))
 }
 
 /// A call: who makes it, and what it says.

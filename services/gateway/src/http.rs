@@ -1,6 +1,8 @@
 //! The HTTP face.
 
+mod inbox;
 mod notifications;
+mod users;
 
 use axum::{
     Router,
@@ -11,7 +13,7 @@ use axum::{
 use herald_api::{finish::is_grpc, rejection};
 use http::{HeaderMap, HeaderName, StatusCode};
 
-use crate::service::Gateway;
+use crate::{service::Gateway, unsubscribe};
 
 /// The header of a call's idempotency key.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -25,6 +27,18 @@ pub fn routes(gateway: &Gateway) -> Router {
         .route("/v1/status/{request_id}", get(notifications::status))
         .route("/v1/requests", get(notifications::requests))
         .route("/v1/receipts", get(notifications::receipts))
+        .route("/v1/users", get(users::list))
+        .route("/v1/users:batch", post(users::batch).layer(max_batch))
+        .route("/v1/users/{user_id}", get(users::get).put(users::put).patch(users::patch))
+        .route("/v1/users/{user_id}/preferences", get(users::get_preferences).put(users::put_preferences))
+        .route("/v1/users/{user_id}/tokens", post(users::create_token))
+        .route("/v1/users/{user_id}/inbox", get(inbox::list))
+        .route("/v1/users/{user_id}/inbox:mark", post(inbox::mark))
+        .route("/v1/follows", post(users::follow))
+        .route("/v1/follows:remove", post(users::unfollow))
+        .route("/v1/topics/{topic}/subscribers", post(users::subscribe))
+        .route("/v1/topics/{topic}/subscribers:remove", post(users::unsubscribe))
+        .route("/v1/unsubscribe/{token}", get(unsubscribe::page).post(unsubscribe::act))
         .layer(DefaultBodyLimit::max(gateway.config.max_body_bytes))
         .with_state(gateway.clone())
 }

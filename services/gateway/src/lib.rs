@@ -9,12 +9,16 @@ pub mod data;
 pub mod grpc;
 pub mod http;
 pub mod idempotency;
+pub mod inbox;
+pub mod live;
 pub mod notify;
 pub mod people;
 pub mod serve;
 pub mod service;
 pub mod status;
 mod trace;
+mod unsubscribe;
+pub mod users;
 
 use std::time::Duration;
 
@@ -44,7 +48,18 @@ pub async fn run(
         drain: Duration::from_millis(config.drain_ms),
     };
     let gateway = Gateway::new(config, deps, shutdown.clone());
-    serve::serve(listener, app(&gateway, extra), limits, shutdown).await;
+    let extra = extra.merge(grpc::infrastructure(shutdown.clone()).await?);
+    let (drain, live_tasks) = (limits.drain, gateway.live_tasks.clone());
+    let app = app(&gateway, extra);
+    // Upgraded connections are not the server's any more, so they are waited for beside it.
+    let live_connections = async {
+        shutdown.cancelled().await;
+        live_tasks.close();
+        if tokio::time::timeout(drain, live_tasks.wait()).await.is_err() {
+            tracing::warn!("live connections were cut off at shutdown");
+        }
+    };
+    tokio::join!(serve::serve(listener, app, limits, shutdown.clone()), live_connections);
     Ok(())
 }
 
@@ -55,9 +70,21 @@ pub type App = Finishing<Router>;
 pub fn app(gateway: &Gateway, extra: Router) -> App {
     let routes = http::routes(gateway)
         .merge(grpc::routes(gateway))
+        .merge(live_routes(gateway))
         .merge(extra)
         .fallback(http::not_found)
         .method_not_allowed_fallback(http::method_not_allowed);
     // Around the router as a whole, so that its fallbacks are finished too.
     Finish::new(gateway.deps.world.entropy.clone()).layer(routes)
+}
+
+fn live_routes(gateway: &Gateway) -> Router {
+    live::router(live::LiveDeps {
+        inbox: gateway.deps.inbox.clone(),
+        sessions: gateway.deps.sessions.clone(),
+        authenticator: gateway.authenticator.clone(),
+        config: gateway.config.live.clone(),
+        shutdown: gateway.shutdown.clone(),
+        tasks: gateway.live_tasks.clone(),
+    })
 }

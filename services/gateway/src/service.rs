@@ -11,7 +11,7 @@ use herald_core::{
     problem::{Kind, Problem},
 };
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{admit::ChannelSet, config::Config};
 
@@ -54,10 +54,10 @@ pub struct Inner {
     pub authenticator: Authenticator,
     /// When this process began to serve, in milliseconds since the epoch.
     pub started_ms: u64,
-    /// Live connections that may still come.
-    pub live_slots: Arc<Semaphore>,
     /// Ends live connections and streams.
     pub shutdown: CancellationToken,
+    /// Holds a task for each live connection.
+    pub live_tasks: TaskTracker,
     admission_slots: Semaphore,
 }
 
@@ -68,7 +68,7 @@ impl Gateway {
             authenticator: Authenticator::new(deps.policy.clone(), deps.world.clock.clone()),
             started_ms: deps.world.now_ms(),
             admission_slots: Semaphore::new(config.max_admissions_in_flight),
-            live_slots: Arc::new(Semaphore::new(config.live.max_connections)),
+            live_tasks: TaskTracker::new(),
             shutdown,
             config,
             deps,

@@ -5,6 +5,10 @@
 
 mod admission;
 mod faults;
+mod grpc;
 mod idempotency;
+mod inbox;
+mod isolation;
+mod people;
 mod status;
 mod world;

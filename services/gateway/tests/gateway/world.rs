@@ -67,7 +67,6 @@ pub struct TestWorld {
     pub log: EmbeddedLog,
     pub faults: Arc<Faults>,
     pub stores: Stores,
-    pub sessions: Arc<LocalSessions>,
     pub policy: watch::Sender<Arc<Policy>>,
     pub shutdown: CancellationToken,
 }
@@ -122,14 +121,14 @@ pub fn world_with(config: Config) -> TestWorld {
     tokio::spawn(async move { flushing.flush_task().await });
     let stores = Stores::open(kv);
     let (policy, receiver) = watch::channel(Arc::new(policy()));
-    let (faults, sessions) = (Arc::new(Faults::default()), Arc::new(LocalSessions::new()));
+    let faults = Arc::new(Faults::default());
     let deps = Deps {
         log: Arc::new(FaultyLog { inner: log.clone(), faults: faults.clone() }),
         admissions: stores.admissions.clone(),
         directory: stores.directory.clone(),
         ledger: stores.ledger.clone(),
         inbox: stores.inbox.clone(),
-        sessions: sessions.clone(),
+        sessions: Arc::new(LocalSessions::new()),
         policy: receiver,
         channels: ChannelSet::of([Channel::InApp, Channel::Email]),
         world: World { clock: clock.clone(), entropy: Arc::new(Counting(AtomicU64::new(1))) },
@@ -137,7 +136,7 @@ pub fn world_with(config: Config) -> TestWorld {
     let shutdown = CancellationToken::new();
     let gateway = Gateway::new(config, deps, shutdown.clone());
     let app = herald_gateway::app(&gateway, axum::Router::new());
-    TestWorld { gateway, app, clock, log, faults, stores, sessions, policy, shutdown }
+    TestWorld { gateway, app, clock, log, faults, stores, policy, shutdown }
 }
 
 impl TestWorld {

@@ -1,0 +1,78 @@
+//! What only gRPC has: health, reflection, and statuses.
+
+use herald_proto::v1::{self, users_client::UsersClient};
+use tonic::{Code, transport::Channel};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
+
+use crate::world::{TestWorld, world};
+
+async fn connect(world: &TestWorld) -> Channel {
+    let address = world.listen().await;
+    Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
+}
+
+#[tokio::test]
+async fn health_says_no_before_the_drain() {
+    let world = world();
+    let channel = connect(&world).await;
+    let mut health = HealthClient::new(channel);
+    let ask = |service: &str| HealthCheckRequest { service: service.into() };
+    let answer = health.check(ask("herald.v1.Notifications")).await.unwrap().into_inner();
+    assert_eq!(answer.status, 1);
+    let mut watch = health.watch(ask("herald.v1.Users")).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status, 1);
+    world.shutdown.cancel();
+    assert_eq!(watch.message().await.unwrap().unwrap().status, 2);
+}
+
+#[tokio::test]
+async fn the_api_describes_itself() {
+    let world = world();
+    let mut client = ServerReflectionClient::new(connect(&world).await);
+    let ask = ServerReflectionRequest {
+        message_request: Some(MessageRequest::ListServices(String::new())),
+        ..Default::default()
+    };
+    let mut answers = client.server_reflection_info(futures::stream::iter([ask])).await.unwrap().into_inner();
+    let Some(MessageResponse::ListServicesResponse(list)) = answers.message().await.unwrap().unwrap().message_response
+    else {
+        panic!()
+    };
+    let names: Vec<&str> = list.service.iter().map(|service| service.name.as_str()).collect();
+    assert!(names.contains(&"herald.v1.Notifications") && names.contains(&"herald.v1.Users"), "{names:?}");
+}
+
+#[tokio::test]
+async fn people_have_the_same_face_on_grpc() {
+    let world = world();
+    let mut users = UsersClient::new(connect(&world).await);
+    let call = |key: &str, message: v1::PutUserRequest| {
+        let mut request = tonic::Request::new(message);
+        request.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
+        request
+    };
+    let user = v1::PutUserRequest { user_id: "u".into(), locale: Some("de".into()), ..Default::default() };
+    assert_eq!(users.put_user(call("hk_acme", user.clone())).await.unwrap().into_inner().version, 1);
+    assert_eq!(world.get("/v1/users/u").await.body["locale"], "de");
+    let code = |result: Result<tonic::Response<v1::User>, tonic::Status>| result.unwrap_err().code();
+    assert_eq!(code(users.put_user(call("hk_plain", user.clone())).await), Code::PermissionDenied);
+    assert_eq!(code(users.put_user(call("hk_x", user.clone())).await), Code::Unauthenticated);
+    let stale = v1::PutUserRequest { version: Some(7), ..user.clone() };
+    assert_eq!(code(users.put_user(call("hk_acme", stale)).await), Code::Aborted);
+    let get = |key: &str| {
+        let mut request = tonic::Request::new(v1::GetUserRequest { user_id: "u".into() });
+        request.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
+        request
+    };
+    assert_eq!(code(users.get_user(get("hk_other")).await), Code::NotFound);
+    let mut raw = tonic::client::Grpc::new(connect(&world).await);
+    raw.ready().await.unwrap();
+    let codec: tonic_prost::ProstCodec<v1::GetUserRequest, v1::User> = tonic_prost::ProstCodec::default();
+    let path = http::uri::PathAndQuery::from_static("/herald.v1.Nothing/Call");
+    let answer = raw.unary(get("hk_acme"), path, codec).await;
+    assert_eq!(answer.unwrap_err().code(), Code::Unimplemented);
+}

@@ -4,9 +4,11 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// Begins to log. `HERALD_LOG` sets the filter, such as `info,herald_worker=debug`.
-pub fn start(default_filter: &str) {
-    let filter = EnvFilter::try_from_env("HERALD_LOG").unwrap_or_else(|_| EnvFilter::new(default_filter));
+/// Begins to log at a level. `HERALD_LOG` sets the filter instead, such as `info,herald_worker=debug`.
+pub fn start(level: &str) {
+    // The storage engine's own notes are for its developers.
+    let default = || EnvFilter::new(format!("{level},fjall=warn,lsm_tree=warn"));
+    let filter = EnvFilter::try_from_env("HERALD_LOG").unwrap_or_else(|_| default());
     let registry = tracing_subscriber::registry().with(filter);
     // A second start, as in tests, keeps the first logger.
     let _already = if std::io::stderr().is_terminal() {

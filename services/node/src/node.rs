@@ -67,7 +67,8 @@ impl Node {
         let stopping = CancellationToken::new();
         let mailbox = start_mailbox(&mut config, mode, &stopping).await?;
         let channels = channels::open(&config, &world)?;
-        let available = ChannelSet::of(channels.iter().map(|channel| channel.kind()));
+        let in_app = herald_core::record::Channel::InApp;
+        let available = ChannelSet::of(channels.iter().map(|channel| channel.kind()).chain([in_app]));
         let roles = roles::Config {
             orchestrator: config.orchestrator.clone(),
             worker: config.worker.clone(),

@@ -17,7 +17,7 @@ use herald_core::{
         StoreError,
         admissions::PlaceNote,
         directory::AudienceKey,
-        log::{CAREFUL_AFTER_STARTS, Commit, Committed, LogError, Member, Position, Record, Subscription},
+        log::{CAREFUL_AFTER_STARTS, Commit, Committed, LogError, Mark, Member, Position, Record, Subscription},
     },
     record::{self, Audience, DeadLetter, Notification, Place, Request, Schema, audience::Kind},
     topic::{Group, Lane, Topic, TopicPartition},
@@ -43,6 +43,8 @@ pub(crate) struct Stage {
     partitions: BTreeMap<TopicPartition, Partition>,
     /// Pending records, transactional and bulk, served fairly by tenant.
     lanes: [DeficitRoundRobin<String, Unit>; 2],
+    /// Covers everything that was polled.
+    polled_mark: Mark,
 }
 
 struct Partition {
@@ -81,6 +83,7 @@ impl Stage {
             subscription,
             partitions: BTreeMap::new(),
             lanes: [DeficitRoundRobin::new(QUANTUM), DeficitRoundRobin::new(QUANTUM)],
+            polled_mark: Mark::default(),
         })
     }
 
@@ -97,6 +100,7 @@ impl Stage {
                 };
                 match polled {
                     Ok(polled) => {
+                        self.polled_mark = self.polled_mark.max(polled.mark);
                         self.reassign(polled.assigned, polled.revoked);
                         polled.records.into_iter().for_each(|record| self.enqueue(record));
                         self.note_starts().await?;
@@ -249,6 +253,9 @@ impl Stage {
         }
         let mut first = vec![true; units.len()];
         if !notes.is_empty() {
+            // A noted place whose record a power cut took would make the repeated call look like a second admission.
+            let durable = self.deps.log.durable(self.polled_mark).await;
+            durable.map_err(|error| StoreError::Unavailable(error.to_string()))?;
             let mine: Vec<Place> = notes.iter().map(|note| note.place).collect();
             let noted = self.deps.admissions.note_first_places(notes).await?;
             for ((index, mine), noted) in indexes.into_iter().zip(mine).zip(noted) {

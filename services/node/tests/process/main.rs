@@ -1,5 +1,7 @@
 //! The real process: killed, and with the power cut.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is to do")]
+
 mod kill;
 mod power_cut;
 mod support;

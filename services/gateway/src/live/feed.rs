@@ -150,7 +150,8 @@ impl Feed {
     /// Reads a page of the inbox. It is read until a page is empty, since a short one does not prove the end.
     async fn read(&mut self, batch: &mut Vec<Frame>) {
         let config = &self.live.deps.config;
-        let page = self.live.deps.inbox.since(&self.tenant, self.queue.user(), Some(self.last), config.read_items.max(1));
+        let page =
+            self.live.deps.inbox.since(&self.tenant, self.queue.user(), Some(self.last), config.read_items.max(1));
         match page.await {
             Ok(items) => {
                 self.failed_reads = 0;

@@ -115,7 +115,9 @@ mod tests {
 
     #[test]
     fn the_text_is_that_of_the_message_on_one_line() {
-        for data in ["", "{}", "{\"n\": 1, \"deep\": {\"a\": [1.5, null, \"x\\n\"]}}", "{\r\n \"n\": 2\n}", "[1]", "{oops"] {
+        for data in
+            ["", "{}", "{\"n\": 1, \"deep\": {\"a\": [1.5, null, \"x\\n\"]}}", "{\r\n \"n\": 2\n}", "[1]", "{oops"]
+        {
             let item = item(data);
             let text = json_of("user-1", &item).unwrap();
             assert!(!text.contains(['\n', '\r']), "{text}");

@@ -48,9 +48,7 @@ impl Slots {
         let of_user = state.by_user.get(&user).copied().unwrap_or_default();
         if of_user >= self.max_per_user {
             let detail = format!("The user has {of_user} live connections; no more are allowed.");
-            return Err(
-                Problem::new(Kind::TooMany, "too_many_connections", detail).with_retry_after(RETRY_AFTER_S)
-            );
+            return Err(Problem::new(Kind::TooMany, "too_many_connections", detail).with_retry_after(RETRY_AFTER_S));
         }
         state.by_user.insert(user.clone(), of_user + 1);
         state.taken += 1;

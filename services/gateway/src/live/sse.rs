@@ -40,7 +40,8 @@ pub(super) fn response(live: &Arc<Live>, feed: Feed) -> Response {
         // Proxies that buffer answers know this one.
         (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
-    let chunks = stream::poll_fn(move |context| receiver.poll_recv(context).map(|chunk| chunk.map(Ok::<_, Infallible>)));
+    let chunks =
+        stream::poll_fn(move |context| receiver.poll_recv(context).map(|chunk| chunk.map(Ok::<_, Infallible>)));
     (headers, Body::from_stream(chunks)).into_response()
 }
 

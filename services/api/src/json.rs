@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn numbers_are_answered_as_they_were_sent() {
-        let sent = r#"{"a":[1,-2.5,9007199254740992,1e+300]}"#;
+        let sent = r#"{"a":[1,-2.5,9007199254740991,1e+300]}"#;
         let object: pbjson_types::Struct = parse(sent.as_bytes()).unwrap();
         assert_eq!(String::from_utf8(to_text(&object).unwrap()).unwrap(), sent);
     }

@@ -8,6 +8,7 @@ pub mod auth;
 pub mod finish;
 pub mod json;
 pub mod page;
+pub mod problems;
 pub mod query;
 pub mod rejection;
 pub mod request_id;

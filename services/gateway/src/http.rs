@@ -6,12 +6,17 @@ mod users;
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Request},
+    extract::{DefaultBodyLimit, Path, Request},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use herald_api::{finish::is_grpc, rejection};
-use http::{HeaderMap, HeaderName, StatusCode};
+use herald_api::{
+    finish::is_grpc,
+    problems,
+    rejection::{Rejection, of_status},
+};
+use herald_core::problem::Problem;
+use http::{HeaderMap, HeaderName, StatusCode, header};
 
 use crate::{service::Gateway, unsubscribe};
 
@@ -39,8 +44,15 @@ pub fn routes(gateway: &Gateway) -> Router {
         .route("/v1/topics/{topic}/subscribers", post(users::subscribe))
         .route("/v1/topics/{topic}/subscribers:remove", post(users::unsubscribe))
         .route("/v1/unsubscribe/{token}", get(unsubscribe::page).post(unsubscribe::act))
+        .route("/problems/{code}", get(problem))
         .layer(DefaultBodyLimit::max(gateway.config.max_body_bytes))
         .with_state(gateway.clone())
+}
+
+/// `GET /problems/{code}`: what a problem's type means.
+async fn problem(Path(code): Path<String>) -> Result<Response, Rejection> {
+    let page = problems::page(&code).ok_or_else(|| Problem::not_found("problem"))?;
+    Ok(([(header::CONTENT_TYPE, "text/markdown; charset=utf-8")], page).into_response())
 }
 
 /// Answers for paths that nobody serves.
@@ -48,12 +60,12 @@ pub async fn not_found(request: Request) -> Response {
     if is_grpc(request.headers()) {
         return tonic::Status::unimplemented("There is no such service or method.").into_http();
     }
-    rejection::Rejection(rejection::of_status(StatusCode::NOT_FOUND)).into_response()
+    Rejection(of_status(StatusCode::NOT_FOUND)).into_response()
 }
 
 /// Answers for methods that a path has not; the header `Allow` is set by the router.
 pub async fn method_not_allowed() -> Response {
-    rejection::Rejection(rejection::of_status(StatusCode::METHOD_NOT_ALLOWED)).into_response()
+    Rejection(of_status(StatusCode::METHOD_NOT_ALLOWED)).into_response()
 }
 
 fn header_text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {

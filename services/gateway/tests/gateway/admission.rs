@@ -253,6 +253,9 @@ async fn a_call_that_cannot_be_read_is_refused_with_the_place() {
     let answer = world.get("/v1/notify").await;
     assert_eq!(answer.problem(), (405, "method_not_allowed", vec![]));
     assert_eq!(answer.header("allow"), Some("POST"));
+    let page = send(&world.app, "GET", answer.body["type"].as_str().unwrap(), &[], Vec::new()).await;
+    assert!(page.status == 200 && page.body.as_str().unwrap().contains("`Allow`"), "{page:?}");
+    assert_eq!(world.get("/problems/nothing").await.problem().0, 404);
 }
 
 #[tokio::test]

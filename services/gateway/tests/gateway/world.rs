@@ -98,6 +98,8 @@ impl Answer {
         assert_eq!(text(&self.body["request_id"]), self.header("request-id").unwrap());
         assert_eq!(self.body["status"], self.status.as_u16());
         assert_eq!(text(&self.body["type"]), format!("/problems/{}", text(&self.body["code"])));
+        let code = text(&self.body["code"]);
+        assert!(herald_api::problems::page(&code).is_some(), "{code} is not documented");
         let errors = self.body["errors"].as_array().unwrap();
         (
             self.status.as_u16(),

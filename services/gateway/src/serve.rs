@@ -7,13 +7,16 @@ use hyper_util::{
     server::{conn::auto::Builder, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::App;
 
-/// How long a client may take for the head of a request.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a client may take for the head of a request, and how long a connection over HTTP/1.1 may be idle.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes of the headers of one request.
@@ -60,9 +63,12 @@ pub async fn serve(listener: TcpListener, app: App, limits: ServeLimits, shutdow
             continue;
         }
         let (builder, watcher) = (builder.clone(), graceful.watcher());
-        let service = TowerToHyperService::new(app.clone());
+        let (service, stopping) = (TowerToHyperService::new(app.clone()), shutdown.clone());
         tokio::spawn(async move {
             let _slot = slot;
+            if !begins(&socket, &stopping).await {
+                return;
+            }
             let connection = builder.serve_connection_with_upgrades(TokioIo::new(socket), service);
             if let Err(error) = watcher.watch(connection.into_owned()).await {
                 tracing::debug!(%error, "a connection broke off");
@@ -75,13 +81,19 @@ pub async fn serve(listener: TcpListener, app: App, limits: ServeLimits, shutdow
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> std::io::Result<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
     let slot = slots.clone().acquire_owned().await.map_err(std::io::Error::other)?;
     let (socket, _) = listener.accept().await?;
     Ok((socket, slot))
+}
+
+/// Waits for the first byte, by which the protocol is told: without a limit silent connections would stay for ever.
+async fn begins(socket: &TcpStream, stopping: &CancellationToken) -> bool {
+    tokio::select! {
+        biased;
+        first = tokio::time::timeout(HEADER_TIMEOUT, socket.readable()) => matches!(first, Ok(Ok(()))),
+        () = stopping.cancelled() => false,
+    }
 }
 
 fn builder(limits: ServeLimits) -> Builder<TokioExecutor> {
@@ -100,7 +112,6 @@ fn builder(limits: ServeLimits) -> Builder<TokioExecutor> {
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .enable_connect_protocol();
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
     builder
 }

@@ -52,9 +52,10 @@ impl Notifications for Gateway {
         let Call { metadata, extensions, message: stream, .. } = call;
         let gateway = self.clone();
         let ended = self.shutdown.clone().cancelled_owned();
+        let chunk = STREAM_CHUNK.min(self.config.max_batch).max(1);
         let results = stream
             .take_until(ended)
-            .ready_chunks(STREAM_CHUNK)
+            .ready_chunks(chunk)
             .map(move |chunk| {
                 let (gateway, trace) = (gateway.clone(), trace.clone());
                 // Keys may be deleted and policies change while a stream is open.

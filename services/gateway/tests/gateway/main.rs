@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod admission;
+mod connections;
 mod faults;
 mod grpc;
 mod idempotency;

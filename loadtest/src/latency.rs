@@ -17,7 +17,7 @@ use crate::{
     Common,
     process::Herald,
     proof::prove,
-    report::{Refused, Report},
+    report::{Refused, Report, times_us},
     sender::{End, Sent, drain, send},
     sink::{Sink, due_text},
     world::{Fanout, Plan, World},
@@ -107,7 +107,7 @@ async fn generate(
     mut sent: Sent,
 ) -> anyhow::Result<(Generated, Sent)> {
     let mut random = StdRng::seed_from_u64(seed);
-    let (mut lag_us, mut answered_us) = (Histogram::<u64>::new(3)?, Histogram::<u64>::new(3)?);
+    let (mut lag_us, mut answered_us) = (times_us()?, times_us()?);
     let mut requests = Vec::new();
     let slots = Arc::new(Semaphore::new(MAX_CALLS));
     let mut calls = JoinSet::new();
@@ -152,7 +152,7 @@ async fn generate(
 
 /// What Herald says of the sampled requests itself, in microseconds.
 async fn receipts(requests: &[(crate::api::Api, String)]) -> anyhow::Result<Histogram<u64>> {
-    let mut latency_us = Histogram::new(3)?;
+    let mut latency_us = times_us()?;
     for (api, request_id) in requests {
         let request =
             ListReceiptsRequest { request_id: Some(request_id.clone()), page_size: Some(1_000), ..Default::default() };

@@ -1,5 +1,6 @@
 //! What was measured, as a table or as JSON.
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
 /// The generator lagged behind its schedule, so what it measured is itself.
@@ -13,6 +14,11 @@ impl std::fmt::Display for Refused {
 }
 
 impl std::error::Error for Refused {}
+
+/// A histogram of times up to ten minutes in microseconds; longer ones count as ten minutes.
+pub fn times_us() -> anyhow::Result<Histogram<u64>> {
+    Ok(Histogram::new_with_bounds(1, 600_000_000, 3)?)
+}
 
 /// Figures of all rounds.
 #[derive(Debug, Default)]
@@ -79,6 +85,13 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_up_to_minutes_are_told_apart() {
+        let mut times = times_us().unwrap();
+        [0, 5_000, 60_000_000].into_iter().for_each(|time| times.saturating_record(time));
+        assert!((4_990..5_010).contains(&times.value_at_quantile(0.5)) && times.max() > 59_900_000);
+    }
 
     #[test]
     fn the_median_of_the_rounds_is_shown() {

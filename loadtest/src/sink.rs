@@ -15,6 +15,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
+use crate::report::times_us;
+
 const READ_BYTES: usize = 256 << 10;
 const HELLO: &str = "250-sink\r\n250-PIPELINING\r\n250-CHUNKING\r\n250-8BITMIME\r\n250 ENHANCEDSTATUSCODES\r\n";
 
@@ -36,7 +38,7 @@ impl Sink {
     pub async fn start(began: Instant) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let latency_us = std::sync::Mutex::new(Histogram::new(3)?);
+        let latency_us = std::sync::Mutex::new(times_us()?);
         let counts = Arc::new(Counts { began, mails: AtomicU64::new(0), latency_us });
         let shared = counts.clone();
         tokio::spawn(async move {

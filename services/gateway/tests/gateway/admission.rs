@@ -345,3 +345,65 @@ async fn a_stream_answers_in_order_and_shares_appends() {
     assert_eq!(sent, expected);
     assert!(world.faults.appends.lock().unwrap().len() < 450);
 }
+
+#[tokio::test]
+async fn no_call_is_our_fault() {
+    const SEED: u64 = 0x5eed;
+    let world = world();
+    let whole = json!({
+        "template_id": "comment", "template_version": 1, "audience": {"users": ["u1", "u2"]}, "channels": ["in_app"],
+        "actor_id": "a", "dedupe_key": "d", "priority": "bulk", "ttl": "5s", "send_at": "2023-11-20T00:00:00Z",
+        "data": {"text": "x", "n": [1, {"m": null}]}, "metadata": {"k": "v"}, "exclude_actor": true,
+    })
+    .to_string();
+    let pieces: [&[u8]; 14] = [
+        b"null",
+        b"-1",
+        b"1e400",
+        b"\"\"",
+        b"[]",
+        b"{}",
+        b"true",
+        b"\\u0000",
+        b"\xff",
+        b"99999999999999999999",
+        b"\"",
+        b"\"-315576000001s\"",
+        b"\"9999-12-31T23:59:59Z\"",
+        b"\"+292277026596-12-04T15:30:07Z\"",
+    ];
+    let mut state = SEED;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    let headers = [("authorization", "Bearer hk_acme"), ("content-type", "application/json")];
+    let mut accepted = 0;
+    for round in 0..3_000 {
+        let mut body = whole.clone().into_bytes();
+        for _ in 0..=random(3) {
+            let piece = pieces[random(pieces.len())].iter().copied();
+            let (at, end) = if round % 2 == 0 {
+                let at = random(body.len());
+                (at, (at + random(12)).min(body.len()))
+            } else {
+                // A whole value goes, so that the text often stays JSON.
+                let colons: Vec<usize> = (0..body.len()).filter(|i| body[*i] == b':').collect();
+                let at = colons.get(random(colons.len().max(1))).map_or(0, |colon| colon + 1);
+                let length = body[at..].iter().position(|b| matches!(b, b',' | b'}')).unwrap_or(0);
+                (at, at + length)
+            };
+            body.splice(at..end, piece);
+        }
+        let answer = send(&world.app, "POST", "/v1/notify", &headers, body.clone()).await;
+        let text = String::from_utf8_lossy(&body);
+        assert!(matches!(answer.status.as_u16(), 202 | 400 | 422), "seed {SEED}, round {round}: {text} {answer:?}");
+        if answer.status == 202 {
+            accepted += 1;
+        } else {
+            answer.problem();
+        }
+    }
+    assert_eq!(world.requests().await.len(), accepted);
+    assert!(accepted > 50, "{accepted} were accepted");
+}

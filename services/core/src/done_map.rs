@@ -24,14 +24,19 @@ pub struct DamagedDoneMap(pub usize);
 impl DoneMap {
     /// The map of a sequence of flags; trailing unfinished instances are left away.
     pub fn from_flags(flags: impl IntoIterator<Item = bool>) -> Self {
+        Self::from_runs(flags.into_iter().map(|flag| (flag, 1)))
+    }
+
+    /// The map of a sequence of runs, neighbours of which may be alike.
+    pub fn from_runs(lengths: impl IntoIterator<Item = (bool, u32)>) -> Self {
         let mut runs: Vec<u32> = Vec::new();
         let (mut current, mut length) = (false, 0u32);
-        for flag in flags {
-            if flag == current {
-                length += 1;
+        for (flag, more) in lengths {
+            if more == 0 || flag == current {
+                length += more;
             } else {
                 runs.push(length);
-                (current, length) = (flag, 1);
+                (current, length) = (flag, more);
             }
         }
         if current {
@@ -62,6 +67,11 @@ impl DoneMap {
             .enumerate()
             .flat_map(|(i, run)| std::iter::repeat_n(i % 2 == 1, *run as usize))
             .chain(std::iter::repeat(false))
+    }
+
+    /// How many characters [`DoneMap::encode`] writes.
+    pub fn encoded_chars(&self) -> usize {
+        self.runs.iter().map(|run| (32 - run.leading_zeros()).div_ceil(5).max(1) as usize).sum()
     }
 
     /// Each run as digits of base 32 in the URL-safe base64 alphabet; the upper half of the alphabet continues a run.
@@ -111,7 +121,9 @@ mod tests {
         #[test]
         fn flags_come_back(flags in proptest::collection::vec(any::<bool>(), 0..3_000)) {
             let map = DoneMap::from_flags(flags.iter().copied());
-            let back = DoneMap::decode(&map.encode()).unwrap();
+            let encoded = map.encode();
+            prop_assert_eq!(encoded.len(), map.encoded_chars());
+            let back = DoneMap::decode(&encoded).unwrap();
             prop_assert_eq!(&back, &map);
             prop_assert_eq!(back.flags().take(flags.len()).collect::<Vec<_>>(), flags.clone());
             prop_assert_eq!(map.finished(), flags.iter().filter(|f| **f).count() as u64);

@@ -9,6 +9,7 @@ use std::{
 struct Queue<T> {
     items: VecDeque<(u64, T)>,
     deficit: u64,
+    cost: u64,
 }
 
 /// Queues by key, served fairly. The order of service depends on the order of pushes alone.
@@ -30,26 +31,43 @@ impl<K: Clone + Eq + Hash, T> DeficitRoundRobin<K, T> {
 
     /// Appends an item to its key's queue. A cost of 0 counts as 1.
     pub fn push(&mut self, key: K, cost: u64, item: T) {
-        let queue = self.queues.entry(key.clone()).or_insert_with(|| Queue { items: VecDeque::new(), deficit: 0 });
+        let queue =
+            self.queues.entry(key.clone()).or_insert_with(|| Queue { items: VecDeque::new(), deficit: 0, cost: 0 });
         if queue.items.is_empty() {
             self.ring.push_back(key);
         }
         queue.items.push_back((cost.max(1), item));
+        queue.cost += cost.max(1);
         self.len += 1;
     }
 
     /// The item whose turn it is.
     pub fn pop(&mut self) -> Option<T> {
-        loop {
+        self.pop_if(|_, _| true)
+    }
+
+    /// The item whose turn it is among the keys whose first item may go now, by key and cost; the others keep their
+    /// places and gain no credit.
+    pub fn pop_if(&mut self, may_go: impl Fn(&K, u64) -> bool) -> Option<T> {
+        let mut refused = 0;
+        while refused < self.ring.len() {
             let key = self.ring.front()?;
             let queue = self.queues.get_mut(key)?;
+            let cost = queue.items.front()?.0;
+            if !may_go(key, cost) {
+                refused += 1;
+                self.ring.rotate_left(1);
+                self.front_credited = false;
+                continue;
+            }
+            refused = 0;
             if !self.front_credited {
                 queue.deficit += self.quantum;
                 self.front_credited = true;
             }
-            let cost = queue.items.front()?.0;
             if cost <= queue.deficit {
                 queue.deficit -= cost;
+                queue.cost -= cost;
                 let item = queue.items.pop_front();
                 self.len -= 1;
                 if queue.items.is_empty() {
@@ -63,6 +81,33 @@ impl<K: Clone + Eq + Hash, T> DeficitRoundRobin<K, T> {
             self.ring.rotate_left(1);
             self.front_credited = false;
         }
+        None
+    }
+
+    /// Whether the first item of some key may go now, by key and cost.
+    pub fn any(&self, may_go: impl Fn(&K, u64) -> bool) -> bool {
+        let first = |key: &K| Some(self.queues.get(key)?.items.front()?.0);
+        self.ring.iter().any(|key| first(key).is_some_and(|cost| may_go(key, cost)))
+    }
+
+    /// The key whose items cost most, and their cost.
+    pub fn heaviest(&self) -> Option<(&K, u64)> {
+        let cost = |key: &K| self.queues.get(key).map_or(0, |queue| queue.cost);
+        self.ring.iter().map(|key| (key, cost(key))).max_by_key(|(_, cost)| *cost)
+    }
+
+    /// Takes the newest item of a key out of turn.
+    pub fn pop_newest(&mut self, key: &K) -> Option<T> {
+        let queue = self.queues.get_mut(key)?;
+        let (cost, item) = queue.items.pop_back()?;
+        queue.cost -= cost;
+        self.len -= 1;
+        if queue.items.is_empty() {
+            self.front_credited &= self.ring.front() != Some(key);
+            self.queues.remove(key);
+            self.ring.retain(|other| other != key);
+        }
+        Some(item)
     }
 
     /// Whether nothing waits.
@@ -82,6 +127,7 @@ impl<K: Clone + Eq + Hash, T> DeficitRoundRobin<K, T> {
         self.ring.retain(|key| {
             let Some(queue) = queues.get_mut(key) else { return false };
             queue.items.retain(|(_, item)| keep(item));
+            queue.cost = queue.items.iter().map(|(cost, _)| cost).sum();
             if queue.items.is_empty() {
                 queues.remove(key);
                 return false;
@@ -106,6 +152,29 @@ mod tests {
         (0..5).for_each(|i| drr.push("small", 10, ("small", i)));
         let first: Vec<_> = std::iter::from_fn(|| drr.pop()).take(8).map(|(key, _)| key).collect();
         assert_eq!(first.iter().filter(|key| **key == "small").count(), 5, "{first:?}");
+    }
+
+    #[test]
+    fn keys_that_may_not_go_keep_their_items_and_hold_up_nobody() {
+        let mut drr = DeficitRoundRobin::new(100);
+        (0..3).for_each(|i| drr.push("slow", 10, ("slow", i)));
+        (0..3).for_each(|i| drr.push("quick", 10, ("quick", i)));
+        let quick = |key: &&str, _| *key == "quick";
+        assert!((0..3).all(|i| drr.pop_if(quick) == Some(("quick", i))));
+        assert!(!drr.any(quick) && drr.pop_if(quick).is_none() && drr.len() == 3);
+        assert!((0..3).all(|i| drr.pop() == Some(("slow", i))));
+    }
+
+    #[test]
+    fn the_newest_items_of_the_heaviest_key_can_be_taken_away() {
+        let mut drr = DeficitRoundRobin::new(100);
+        (0..3).for_each(|i| drr.push("spike", 30, ("spike", i)));
+        drr.push("small", 50, ("small", 0));
+        assert_eq!(drr.heaviest(), Some((&"spike", 90)));
+        assert_eq!(drr.pop_newest(&"spike"), Some(("spike", 2)));
+        assert_eq!(drr.pop(), Some(("spike", 0)));
+        assert_eq!(drr.pop_newest(&"spike"), Some(("spike", 1)));
+        assert_eq!((drr.pop_newest(&"spike"), drr.pop(), drr.pop(), drr.len()), (None, Some(("small", 0)), None, 0));
     }
 
     proptest! {

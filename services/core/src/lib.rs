@@ -19,6 +19,7 @@ pub mod ports;
 pub mod problem;
 pub mod tokens;
 pub mod topic;
+pub mod window;
 
 pub use herald_proto::record;
 pub use herald_templates as templates;

@@ -165,6 +165,29 @@ impl Outputs {
         self.records.push(NewRecord { at, key: Bytes::new(), timestamp_ms: self.now_ms, envelope, body });
     }
 
+    /// Adds what other outputs of the same commit gathered.
+    pub fn absorb(&mut self, other: Self) {
+        self.records.extend(other.records);
+        for ((home, due_ms), open) in other.deliveries {
+            for (section, summary) in open.batch.sections.into_iter().zip(open.summaries) {
+                self.section(home, due_ms, section, summary);
+            }
+        }
+        for (partition, (mut batch, bytes)) in other.ledger {
+            let (mine, my_bytes) = self.ledger.entry(partition).or_default();
+            mine.manifests.append(&mut batch.manifests);
+            mine.receipts.append(&mut batch.receipts);
+            *my_bytes += bytes;
+            if *my_bytes >= MAX_RECORD_BYTES {
+                let (full, _) = std::mem::take(self.ledger.entry(partition).or_default());
+                self.close_ledger(partition, full);
+            }
+        }
+        for (shard, (batch, _)) in other.inbox {
+            batch.sections.into_iter().for_each(|section| self.inbox(shard, section));
+        }
+    }
+
     /// Whether nothing was added.
     pub fn is_empty(&self) -> bool {
         self.records.is_empty() && self.deliveries.is_empty() && self.ledger.is_empty() && self.inbox.is_empty()
@@ -210,6 +233,24 @@ mod tests {
         let sums: Vec<u32> = records.iter().map(|r| r.envelope.sections.iter().map(|s| s.count).sum()).collect();
         assert_eq!(sums, [512, 1]);
         assert_eq!((records[0].envelope.tenant.as_str(), records[1].envelope.tenant.as_str()), ("", "a"));
+    }
+
+    #[test]
+    fn outputs_of_several_shards_become_few_records() {
+        let mut all = Outputs::new(LAYOUT, "eu", 5);
+        for shard in 0..2 {
+            let mut one = Outputs::new(LAYOUT, "eu", 5);
+            one.receipts(Receipts { notification_id: vec![7; 16].into(), ..Default::default() });
+            one.inbox(shard, InboxSection { count: 1, tenant: "a".into(), ..Default::default() });
+            let home = TopicPartition { topic: Topic::Deliveries(Lane::Bulk), partition: shard };
+            one.section(home, Some(9), Section { count: 1, ..Default::default() }, SectionSummary::default());
+            all.absorb(one);
+        }
+        let records = all.finish();
+        let of = |topic| records.iter().filter(|record| record.at.topic == topic).count();
+        assert_eq!((of(Topic::Receipts), of(Topic::Inbox), of(Topic::Delayed(0))), (1, 2, 2));
+        let ledger = records.iter().find(|record| record.at.topic == Topic::Receipts).unwrap();
+        assert_eq!(LedgerBatch::decode(ledger.body.clone()).unwrap().receipts.len(), 2);
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub struct Stats {
     pub second_admissions: std::sync::atomic::AtomicU64,
     /// Requests put off because a store was away.
     pub store_delays: std::sync::atomic::AtomicU64,
+    /// Requests moved to overflow because the window was full.
+    pub overflowed: std::sync::atomic::AtomicU64,
     /// Requests that could not be processed.
     pub dead: std::sync::atomic::AtomicU64,
 }

@@ -1,14 +1,13 @@
 //! The loop: poll, expand, commit.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
 use bytes::Bytes;
 use herald_core::{
-    done_map::DoneMap,
     fair::DeficitRoundRobin,
     ids::{NotificationId, TenantId},
     outputs::Outputs,
@@ -17,10 +16,11 @@ use herald_core::{
         StoreError,
         admissions::PlaceNote,
         directory::AudienceKey,
-        log::{CAREFUL_AFTER_STARTS, Commit, Committed, LogError, Mark, Member, Position, Record, Subscription},
+        log::{Commit, Committed, LogError, Mark, Member, Position, Record, Subscription},
     },
-    record::{self, Audience, DeadLetter, Notification, Place, Request, Schema, audience::Kind},
+    record::{self, Audience, DeadLetter, Envelope, Notification, Place, Request, Schema, audience::Kind},
     topic::{Group, Lane, Topic, TopicPartition},
+    window::Track,
 };
 use prost::Message;
 use tokio_util::sync::CancellationToken;
@@ -36,35 +36,28 @@ const QUANTUM: u64 = 2_048;
 /// How long a request waits when a store is away.
 const STORE_DELAY_MS: u64 = 1_000;
 
+/// Units expanded at once; what they become is looked at before more are taken.
+const UNITS_AT_ONCE: usize = 64;
+
 pub(crate) struct Stage {
     config: Config,
     deps: Deps,
     subscription: Box<dyn Subscription>,
-    partitions: BTreeMap<TopicPartition, Partition>,
+    /// One unit a record.
+    tracks: BTreeMap<TopicPartition, Track>,
     /// Pending records, transactional and bulk, served fairly by tenant.
     lanes: [DeficitRoundRobin<String, Unit>; 2],
-    /// Covers everything that was polled.
+    /// Covers every record that was polled.
     polled_mark: Mark,
-}
-
-struct Partition {
-    committed: Position,
-    /// Records from the committed offset on, and whether each is finished.
-    window: VecDeque<(u64, bool)>,
-    /// Units that were finished before this start; passed over once each.
-    replay: std::vec::IntoIter<bool>,
-    careful: bool,
-    noted: Option<u32>,
-    start_noted: bool,
-    dirty: bool,
 }
 
 /// A record to be processed.
 struct Unit {
     record: Record,
+    /// As its track counts.
+    number: u64,
     /// It killed this stage before.
     poison: bool,
-    cost: u64,
 }
 
 enum Expanded {
@@ -81,7 +74,7 @@ impl Stage {
             config,
             deps,
             subscription,
-            partitions: BTreeMap::new(),
+            tracks: BTreeMap::new(),
             lanes: [DeficitRoundRobin::new(QUANTUM), DeficitRoundRobin::new(QUANTUM)],
             polled_mark: Mark::default(),
         })
@@ -91,23 +84,23 @@ impl Stage {
         loop {
             let pending: usize = self.lanes.iter().map(DeficitRoundRobin::len).sum();
             let wait = if pending == 0 { Duration::from_millis(500) } else { Duration::ZERO };
-            let room = self.config.window_records.saturating_sub(pending);
-            if room > 0 {
-                let polled = tokio::select! {
-                    biased;
-                    () = shutdown.cancelled() => return Ok(()),
-                    polled = self.subscription.poll(room.min(self.config.poll_records), wait) => polled,
-                };
-                match polled {
-                    Ok(polled) => {
-                        self.polled_mark = self.polled_mark.max(polled.mark);
-                        self.reassign(polled.assigned, polled.revoked);
-                        polled.records.into_iter().for_each(|record| self.enqueue(record));
-                        self.note_starts().await?;
-                    }
-                    Err(error) => wait_out(&error).await?,
+            self.pause_overflow(pending);
+            let room = self.config.window_records.saturating_sub(pending).max(1);
+            let polled = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                polled = self.subscription.poll(room.min(self.config.poll_records), wait) => polled,
+            };
+            match polled {
+                Ok(polled) => {
+                    self.polled_mark = self.polled_mark.max(polled.mark);
+                    self.reassign(polled.assigned, polled.revoked);
+                    polled.records.into_iter().for_each(|record| self.enqueue(record));
+                    self.note_starts().await?;
                 }
+                Err(error) => wait_out(&error).await?,
             }
+            self.make_room().await?;
             if self.lanes.iter().any(|lane| !lane.is_empty()) {
                 self.step().await?;
             }
@@ -119,102 +112,135 @@ impl Stage {
 
     fn reassign(&mut self, assigned: Vec<(TopicPartition, Position)>, revoked: Vec<TopicPartition>) {
         for at in revoked.into_iter().chain(assigned.iter().map(|(at, _)| *at)) {
-            self.partitions.remove(&at);
+            self.tracks.remove(&at);
             self.lanes.iter_mut().for_each(|lane| lane.retain(|unit| unit.record.at != at));
         }
-        for (at, position) in assigned {
-            // A done-map has fewer units than a window has records.
-            let replay: Vec<bool> = position.done.flags().take(self.config.window_records * 2).collect();
-            self.partitions.insert(
-                at,
-                Partition {
-                    careful: position.start_count() >= CAREFUL_AFTER_STARTS,
-                    noted: position.noted_unit(),
-                    start_noted: false,
-                    dirty: false,
-                    replay: replay.into_iter(),
-                    committed: position,
-                    window: VecDeque::new(),
-                },
-            );
-        }
+        self.tracks.extend(assigned.into_iter().map(|(at, position)| (at, Track::new(position))));
     }
 
     fn enqueue(&mut self, record: Record) {
-        let Some(partition) = self.partitions.get_mut(&record.at) else { return };
-        let index = partition.window.len() as u32;
-        let finished = partition.replay.next().unwrap_or(false);
-        partition.window.push_back((record.offset, finished));
-        if finished {
+        let Some(track) = self.tracks.get_mut(&record.at) else { return };
+        let (number, done) = track.add(record.offset, 1);
+        if done[0] {
             return;
         }
-        let poison = partition.careful && partition.noted == Some(index);
-        let lane =
-            usize::from(matches!(record.at.topic, Topic::Requests(Lane::Bulk) | Topic::RequestsOverflow(Lane::Bulk)));
-        // What a unit will expand to is not known yet; its record's size stands for it.
-        let cost = (record.body.len() as u64 / 16).clamp(8, 2_048);
-        self.lanes[lane].push(record.envelope.tenant.clone(), cost, Unit { record, poison, cost });
+        let poison = track.is_poison(number);
+        let cost = cost_of(&record);
+        self.lanes[usize::from(lane_of(record.at) == Lane::Bulk)].push(
+            record.envelope.tenant.clone(),
+            cost,
+            Unit { record, number, poison },
+        );
     }
 
     /// Counts a start at each partition that has work, before the work.
     async fn note_starts(&mut self) -> anyhow::Result<()> {
-        let mut positions = Vec::new();
-        for (at, partition) in &mut self.partitions {
-            if !partition.start_noted && !partition.window.is_empty() {
-                partition.start_noted = true;
-                partition.committed = partition.committed.started(partition.noted);
-                positions.push((*at, partition.committed.clone()));
-            }
-        }
+        let counted = |(at, track): (&TopicPartition, &mut Track)| track.count_start().map(|position| (*at, position));
+        let positions: Vec<_> = self.tracks.iter_mut().filter_map(counted).collect();
         if positions.is_empty() { Ok(()) } else { self.commit(Commit { positions, outputs: Vec::new() }).await }
     }
 
-    /// Takes units in turn until a commit is full, expands and commits them.
-    async fn step(&mut self) -> anyhow::Result<()> {
-        let units = self.take_units();
-        if let [unit] = units.as_slice()
-            && self.partitions.get(&unit.record.at).is_some_and(|p| p.careful)
-        {
-            self.note_unit(unit.record.at, unit.record.offset).await?;
+    /// Overflow is read again only when half of the window is free, so that nothing moves back and forth.
+    fn pause_overflow(&mut self, pending: usize) {
+        let full = pending >= self.config.window_records / 2;
+        for at in self.tracks.keys().filter(|at| matches!(at.topic, Topic::RequestsOverflow(_))) {
+            self.subscription.pause(*at, full);
         }
-        let identity = self.deps.log.identity().clone();
-        let now_ms = self.deps.world.now_ms();
-        let expanded = self.expand_all(&units, now_ms).await;
-        let mut outputs = Outputs::new(identity.layout, &identity.region, now_ms);
-        for (unit, expanded) in units.iter().zip(expanded) {
-            self.put_out(&mut outputs, unit, expanded, now_ms);
-            self.finish(unit.record.at, unit.record.offset);
+    }
+
+    /// Moves the newest requests of the tenant that fills the window to overflow, so that others are read behind them.
+    async fn make_room(&mut self) -> anyhow::Result<()> {
+        let pending: usize = self.lanes.iter().map(DeficitRoundRobin::len).sum();
+        if pending < self.config.window_records {
+            return Ok(());
+        }
+        let mut leaving = Vec::new();
+        while pending - leaving.len() > self.config.window_records * 3 / 4 {
+            let heaviest =
+                |lane: &DeficitRoundRobin<String, Unit>| lane.heaviest().map(|(key, cost)| (cost, key.clone()));
+            let [first, second] = [heaviest(&self.lanes[0]), heaviest(&self.lanes[1])];
+            let (lane, most) = if second > first { (1, second) } else { (0, first) };
+            let Some(unit) = most.and_then(|(_, tenant)| self.lanes[lane].pop_newest(&tenant)) else { break };
+            leaving.push(unit);
+        }
+        let mut outputs = self.empty_outputs();
+        for unit in leaving.into_iter().rev() {
+            let Record { at, offset, body, .. } = &unit.record;
+            let home = TopicPartition { topic: Topic::RequestsOverflow(lane_of(*at)), ..*at };
+            outputs.record(home, self.moved(&unit.record), body.clone());
+            self.finish(*at, *offset);
+            self.count(&self.deps.stats.overflowed, 1);
         }
         let positions = self.positions();
         self.commit(Commit { positions, outputs: outputs.finish() }).await
     }
 
-    /// Takes units until a commit is full; one alone while a partition is careful.
-    fn take_units(&mut self) -> Vec<Unit> {
-        let alone = self.partitions.values().any(|partition| partition.careful);
+    fn empty_outputs(&self) -> Outputs {
+        let identity = self.deps.log.identity();
+        Outputs::new(identity.layout, &identity.region, self.deps.world.now_ms())
+    }
+
+    /// The envelope of a record that moves: a request says where it was first.
+    fn moved(&self, record: &Record) -> Envelope {
+        let mut envelope = record.envelope.clone();
+        if envelope.schema == Schema::Request as i32 {
+            envelope.first_place = Some(self.first_place(record));
+        }
+        envelope
+    }
+
+    /// Expands units in turn until a commit is full or nothing is left, and commits them.
+    async fn step(&mut self) -> anyhow::Result<()> {
+        let mut outputs = self.empty_outputs();
+        let mut instances = 0;
+        while instances < self.config.commit_instances {
+            let (units, careful) = self.take_units();
+            if let [unit] = units.as_slice()
+                && careful
+            {
+                // With all that was finished before, whose outputs must not be parted from its position.
+                if let Some(track) = self.tracks.get_mut(&unit.record.at) {
+                    track.note(unit.number);
+                }
+                let noted = std::mem::replace(&mut outputs, self.empty_outputs());
+                let positions = self.positions();
+                self.commit(Commit { positions, outputs: noted.finish() }).await?;
+            }
+            if units.is_empty() {
+                break;
+            }
+            let now_ms = self.deps.world.now_ms();
+            let expanded = self.expand_all(&units, now_ms).await;
+            for (unit, expanded) in units.iter().zip(expanded) {
+                if let Expanded::Page { page, .. } = &expanded {
+                    instances += page.instances;
+                }
+                self.put_out(&mut outputs, unit, expanded, now_ms);
+                self.finish(unit.record.at, unit.record.offset);
+            }
+        }
+        let positions = self.positions();
+        self.commit(Commit { positions, outputs: outputs.finish() }).await
+    }
+
+    /// Takes units in turn; one alone that is to be noted first, if the second answer is `true`.
+    fn take_units(&mut self) -> (Vec<Unit>, bool) {
+        let tracks = &self.tracks;
+        let is_careful = |unit: &Unit| tracks.get(&unit.record.at).is_some_and(|track| track.is_careful(unit.number));
+        let alone = tracks.values().any(|track| track.is_careful(0));
         let mut units: Vec<Unit> = Vec::new();
-        let mut cost = 0;
         for lane in &mut self.lanes {
-            while cost < self.config.commit_instances
+            while units.len() < UNITS_AT_ONCE
                 && let Some(unit) = lane.pop()
             {
-                cost += unit.cost;
+                let careful = is_careful(&unit);
                 units.push(unit);
                 if alone {
-                    return units;
+                    return (units, careful);
                 }
             }
         }
-        units
-    }
-
-    async fn note_unit(&mut self, at: TopicPartition, offset: u64) -> anyhow::Result<()> {
-        let Some(partition) = self.partitions.get_mut(&at) else { return Ok(()) };
-        let index = partition.window.iter().position(|(o, _)| *o == offset).map(|i| i as u32);
-        let position = position_of(partition);
-        let noted = Position { starts: partition.committed.starts, ..position }.started(index);
-        partition.committed = noted.clone();
-        self.commit(Commit { positions: vec![(at, noted)], outputs: Vec::new() }).await
+        (units, false)
     }
 
     async fn expand_all(&self, units: &[Unit], now_ms: u64) -> Vec<Expanded> {
@@ -389,10 +415,7 @@ impl Stage {
                 }
             }
             Expanded::Later { due_ms } => {
-                let mut envelope = record.envelope.clone();
-                if envelope.schema == Schema::Request as i32 {
-                    envelope.first_place = Some(self.first_place(record));
-                }
+                let envelope = self.moved(record);
                 outputs.delayed(requests_home(record.at), due_ms, envelope, record.body.clone());
             }
             Expanded::SecondAdmission => {
@@ -418,29 +441,15 @@ impl Stage {
     }
 
     fn finish(&mut self, at: TopicPartition, offset: u64) {
-        if let Some(partition) = self.partitions.get_mut(&at)
-            && let Ok(index) = partition.window.binary_search_by_key(&offset, |(o, _)| *o)
-        {
-            partition.window[index].1 = true;
-            partition.dirty = true;
+        if let Some(track) = self.tracks.get_mut(&at) {
+            track.finish(offset, [0]);
         }
     }
 
     /// Positions of the partitions that moved.
     fn positions(&mut self) -> Vec<(TopicPartition, Position)> {
-        let mut positions = Vec::new();
-        for (at, partition) in self.partitions.iter_mut().filter(|(_, p)| p.dirty) {
-            partition.dirty = false;
-            while let Some((offset, true)) = partition.window.front() {
-                partition.committed.offset = offset + 1;
-                partition.window.pop_front();
-            }
-            partition.committed = position_of(partition);
-            partition.careful = false;
-            partition.noted = None;
-            positions.push((*at, partition.committed.clone()));
-        }
-        positions
+        let moved = |(at, track): (&TopicPartition, &mut Track)| track.take_position().map(|position| (*at, position));
+        self.tracks.iter_mut().filter_map(moved).collect()
     }
 
     async fn commit(&mut self, commit: Commit) -> anyhow::Result<()> {
@@ -453,9 +462,20 @@ impl Stage {
     }
 }
 
-fn position_of(partition: &Partition) -> Position {
-    let done = DoneMap::from_flags(partition.window.iter().map(|(_, finished)| *finished));
-    Position { offset: partition.committed.offset, done, starts: 0 }
+fn lane_of(at: TopicPartition) -> Lane {
+    match at.topic {
+        Topic::Requests(lane) | Topic::RequestsOverflow(lane) => lane,
+        _ => Lane::Bulk,
+    }
+}
+
+/// What a record will expand to is not known yet: a continuation is likely to be a whole page, and the size of a
+/// request stands for its list of users.
+fn cost_of(record: &Record) -> u64 {
+    match record.envelope.schema() {
+        Schema::Continuation => QUANTUM,
+        _ => (record.body.len() as u64 / 16).clamp(8, QUANTUM),
+    }
 }
 
 fn requests_home(at: TopicPartition) -> TopicPartition {

@@ -1,7 +1,8 @@
 //! Dedupe claims of a shard: the cache answers, the `claims` topic is the truth.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
 use herald_core::{
     ids::NotificationId,
     ports::{
@@ -25,7 +26,11 @@ pub(crate) struct ShardClaims {
     changed: Vec<Claim>,
     /// To be given back with the next round trip.
     releases: Vec<ClaimRequest>,
+    /// Whether the cache is known to hold what the topic holds.
+    loaded: bool,
 }
+
+type Held = BTreeMap<Bytes, Claim>;
 
 /// Why claims could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -37,49 +42,43 @@ pub(crate) enum ClaimError {
 }
 
 impl ShardClaims {
-    /// Takes over a shard: loads what is on the topic unless the cache has it all.
-    pub(crate) async fn take_over(
-        shard: u32,
-        cache: Arc<dyn Claims>,
-        log: &dyn Log,
-        now_ms: u64,
-    ) -> Result<Self, ClaimError> {
-        let mut claims = Self { shard, cache, sequence: 0, changed: Vec::new(), releases: Vec::new() };
-        let (stored, sequence) = claims.read_topic(log, now_ms).await?;
-        let cached = claims.cache.sequence(shard).await?;
-        if cached < sequence || cached == 0 {
-            claims.cache.load(shard, stored, sequence).await?;
-            claims.sequence = sequence;
-        } else {
-            claims.sequence = cached;
-        }
-        Ok(claims)
+    /// Claims of a shard that was taken over. What is on the topic is loaded before the first claim is taken.
+    pub(crate) fn new(shard: u32, cache: Arc<dyn Claims>) -> Self {
+        Self { shard, cache, sequence: 0, changed: Vec::new(), releases: Vec::new(), loaded: false }
     }
 
-    async fn read_topic(&self, log: &dyn Log, now_ms: u64) -> Result<(Vec<Claim>, u64), LogError> {
+    /// Loads what is on the topic unless the cache has it all.
+    async fn take_over(&mut self, log: &dyn Log, now_ms: u64) -> Result<(), ClaimError> {
+        let (held, sequence) = self.read_topic(log, now_ms).await?;
+        let cached = self.cache.sequence(self.shard).await?;
+        if cached < sequence || cached == 0 {
+            self.cache.load(self.shard, held.into_values().collect(), sequence).await?;
+            self.sequence = sequence;
+        } else {
+            self.sequence = cached;
+        }
+        self.loaded = true;
+        Ok(())
+    }
+
+    async fn read_topic(&self, log: &dyn Log, now_ms: u64) -> Result<(Held, u64), LogError> {
         let at = partition(Topic::Claims, self.shard);
         let (mut from, mut sequence) = (0, 0);
-        let mut held = std::collections::BTreeMap::new();
+        let mut held = Held::new();
         loop {
             let (records, next) = log.read(at, from, LOAD_RECORDS).await?;
             if records.is_empty() && next == from {
-                break;
+                return Ok((held, sequence));
             }
             from = next;
             for record in records {
                 let batch = ClaimBatch::decode(record.body)
                     .map_err(|e| LogError::Damaged(format!("{at}, offset {}: {e}", record.offset)))?;
-                sequence = batch.sequence;
-                for claim in batch.claims {
-                    if claim.released {
-                        held.remove(&claim.key);
-                    } else if claim.expires_ms > now_ms {
-                        held.insert(claim.key.clone(), claim);
-                    }
-                }
+                // A batch of releases alone may be older than the cache's last round trip.
+                sequence = sequence.max(batch.sequence);
+                batch.claims.into_iter().for_each(|claim| apply(&mut held, claim, now_ms));
             }
         }
-        Ok((held.into_values().collect(), sequence))
     }
 
     /// Asks for keys; returns who holds each. Pending releases go along.
@@ -91,6 +90,12 @@ impl ShardClaims {
         log: &dyn Log,
         now_ms: u64,
     ) -> Result<Vec<NotificationId>, ClaimError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        if !self.loaded {
+            self.take_over(log, now_ms).await?;
+        }
         let mut requests = std::mem::take(&mut self.releases);
         let released = requests.len();
         requests.extend(keys.iter().map(|key| ClaimRequest::Take { key: *key, owner, expires_ms }));
@@ -145,15 +150,10 @@ impl ShardClaims {
             found = reply.sequence,
             "claims are loaded again"
         );
-        let (mut stored, sequence) = self.read_topic(log, now_ms).await?;
-        for claim in &self.changed {
-            stored.retain(|held| held.key != claim.key);
-            if !claim.released {
-                stored.push(claim.clone());
-            }
-        }
+        let (mut held, sequence) = self.read_topic(log, now_ms).await?;
+        self.changed.iter().for_each(|claim| apply(&mut held, claim.clone(), now_ms));
         let base = sequence.max(self.sequence).max(reply.sequence);
-        self.cache.load(self.shard, stored, base).await?;
+        self.cache.load(self.shard, held.into_values().collect(), base).await?;
         let reply = self.cache.apply(self.shard, requests, now_ms).await?;
         self.sequence = reply.sequence;
         Ok(reply)
@@ -168,5 +168,34 @@ impl ShardClaims {
     /// Whether there is something to commit.
     pub(crate) fn has_changed(&self) -> bool {
         !self.changed.is_empty()
+    }
+}
+
+/// Applies one claim of the topic. Only its holder can release a key: others that ended undelivered say so too.
+fn apply(held: &mut Held, claim: Claim, now_ms: u64) {
+    if !claim.released {
+        if claim.expires_ms > now_ms {
+            held.insert(claim.key.clone(), claim);
+        }
+    } else if held.get(&claim.key).is_some_and(|holder| holder.owner == claim.owner) {
+        held.remove(&claim.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(key: u8, owner: u8, released: bool) -> Claim {
+        Claim { key: vec![key; 16].into(), owner: vec![owner; 16].into(), expires_ms: 100, released }
+    }
+
+    #[test]
+    fn only_the_holder_of_a_key_releases_it() {
+        let mut held = Held::new();
+        for change in [claim(1, 1, false), claim(1, 2, true), claim(2, 1, false), claim(2, 1, true)] {
+            apply(&mut held, change, 50);
+        }
+        assert_eq!(held.into_values().collect::<Vec<_>>(), [claim(1, 1, false)]);
     }
 }

@@ -3,7 +3,10 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU64, AtomicUsize,
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
+        },
     },
     time::Duration,
 };
@@ -21,13 +24,16 @@ use herald_core::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::prepare::Head;
+use crate::{order::OrderKey, prepare::Head};
 
 /// No send starts unless the shard's `user-changes` were read to their end this recently.
 const MAX_CHANGES_AGE_MS: u64 = 1_000;
 
 /// No send starts unless a commit succeeded this recently; another owner would have fenced it.
 const MAX_COMMIT_AGE_MS: u64 = 3_000;
+
+/// How long to wait before asking again how far the log is durable.
+const DURABILITY_RETRY: Duration = Duration::from_millis(250);
 
 /// Changed users that are remembered for the gates of batches under way.
 const MAX_REMEMBERED_CHANGES: usize = 65_536;
@@ -37,7 +43,7 @@ pub(crate) struct Freshness {
     clock: Arc<dyn Clock>,
     changes_read_ms: AtomicU64,
     committed_ms: AtomicU64,
-    closed: std::sync::atomic::AtomicBool,
+    closed: AtomicBool,
     generation: AtomicU64,
     changes: Mutex<RecentChanges>,
 }
@@ -56,7 +62,7 @@ impl Freshness {
             clock,
             changes_read_ms: AtomicU64::new(0),
             committed_ms: AtomicU64::new(now_ms),
-            closed: std::sync::atomic::AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             generation: AtomicU64::new(1),
             changes: Mutex::default(),
         }
@@ -64,7 +70,8 @@ impl Freshness {
 
     /// `user-changes` of every shard were read to the end that was asked for at `asked_ms`.
     pub(crate) fn changes_read(&self, asked_ms: u64) {
-        self.changes_read_ms.store(asked_ms, Relaxed);
+        // Who sees this stamp must see the changes that were noted before it.
+        self.changes_read_ms.store(asked_ms, Release);
     }
 
     pub(crate) fn committed(&self, now_ms: u64) {
@@ -72,13 +79,19 @@ impl Freshness {
     }
 
     pub(crate) fn changed(&self, tenant: &TenantId, user: &str) {
-        let generation = self.generation.fetch_add(1, Relaxed) + 1;
         let mut changes = self.changes.lock();
+        let generation = self.generation.fetch_add(1, Relaxed) + 1;
         if changes.by_user.len() >= MAX_REMEMBERED_CHANGES {
             changes.by_user.clear();
             changes.floor = generation;
         }
         changes.by_user.insert((tenant.clone(), user.into()), generation);
+    }
+
+    /// Somebody changed, and it is not known who.
+    pub(crate) fn anybody_changed(&self) {
+        let mut changes = self.changes.lock();
+        changes.floor = self.generation.fetch_add(1, Relaxed) + 1;
     }
 
     /// Starts nothing any more.
@@ -92,7 +105,7 @@ impl Freshness {
 
     fn may_start(&self, decided_at: u64, tenant: &TenantId, user: &Arc<str>) -> bool {
         let now_ms = self.clock.now_ms();
-        let recent = |stamp: &AtomicU64, age_ms| now_ms.saturating_sub(stamp.load(Relaxed)) <= age_ms;
+        let recent = |stamp: &AtomicU64, age_ms| now_ms.saturating_sub(stamp.load(Acquire)) <= age_ms;
         if self.closed.load(Relaxed)
             || !recent(&self.changes_read_ms, MAX_CHANGES_AGE_MS)
             || !recent(&self.committed_ms, MAX_COMMIT_AGE_MS)
@@ -113,8 +126,10 @@ pub(crate) struct Item {
     /// Index of the instance in its record.
     pub index: u32,
     /// Index of the user in the section.
-    pub in_section: usize,
+    pub in_section: u32,
     pub user: Arc<str>,
+    /// What the books add up for it.
+    pub book_hash: u64,
     pub answered: bool,
 }
 
@@ -124,8 +139,17 @@ pub(crate) struct Batch {
     pub topic: Topic,
     pub offset: u64,
     pub head: Arc<Head>,
-    pub provider: String,
+    pub provider: Arc<str>,
     pub items: Vec<Item>,
+    /// Who waits for these messages to have started, if order is promised to anybody.
+    pub order: Option<OrderKey>,
+}
+
+impl Batch {
+    /// How many messages have no outcome yet.
+    pub(crate) fn unanswered(&self) -> u64 {
+        self.items.iter().filter(|item| !item.answered).count() as u64
+    }
 }
 
 /// What comes back.
@@ -134,6 +158,10 @@ pub(crate) enum Event {
         batch: u64,
         index: usize,
         outcome: Outcome,
+    },
+    /// Every message of the batch was begun.
+    Started {
+        batch: u64,
     },
     /// The provider's task is over; what it did not answer is unanswered.
     Over {
@@ -144,6 +172,8 @@ pub(crate) enum Event {
 }
 
 /// Events for the worker's loop. Bounded by the in-doubt window, which bounds what can be reported.
+///
+/// Only the event that finds the queue empty wakes the loop; it takes all that have come by then.
 #[derive(Default)]
 pub(crate) struct Events {
     queue: Mutex<Vec<Event>>,
@@ -152,12 +182,23 @@ pub(crate) struct Events {
 
 impl Events {
     pub(crate) fn push(&self, event: Event) {
-        self.queue.lock().push(event);
-        self.notify.notify_one();
+        let was_empty = {
+            let mut queue = self.queue.lock();
+            queue.push(event);
+            queue.len() == 1
+        };
+        if was_empty {
+            self.notify.notify_one();
+        }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.lock().is_empty()
+    }
+
+    /// Returns once there are events.
     pub(crate) async fn some(&self) {
-        if self.queue.lock().is_empty() {
+        while self.is_empty() {
             self.notify.notified().await;
         }
     }
@@ -179,15 +220,37 @@ impl Sink for BatchSink {
 }
 
 struct BatchGate {
+    batch: u64,
     freshness: Arc<Freshness>,
+    /// Closed when the shard is another's.
+    shard_is_ours: Arc<AtomicBool>,
     decided_at: u64,
     tenant: TenantId,
     users: Vec<Arc<str>>,
+    begun: AtomicUsize,
+    events: Arc<Events>,
 }
 
 impl Gate for BatchGate {
     fn open(&self, index: usize) -> bool {
-        self.freshness.may_start(self.decided_at, &self.tenant, &self.users[index])
+        let open = self.shard_is_ours.load(Relaxed)
+            && self.freshness.may_start(self.decided_at, &self.tenant, &self.users[index]);
+        if open && self.begun.fetch_add(1, AcqRel) + 1 == self.users.len() {
+            self.events.push(Event::Started { batch: self.batch });
+        }
+        open
+    }
+}
+
+/// Says that a batch is over when it is dropped, so that a provider that panics is one that did not answer.
+struct OverOnDrop {
+    batch: u64,
+    events: Arc<Events>,
+}
+
+impl Drop for OverOnDrop {
+    fn drop(&mut self) {
+        self.events.push(Event::Over { batch: self.batch });
     }
 }
 
@@ -197,6 +260,7 @@ pub(crate) struct Dispatch {
     pub channel: Arc<dyn Channel>,
     pub log: Arc<dyn Log>,
     pub freshness: Arc<Freshness>,
+    pub shard_is_ours: Arc<AtomicBool>,
     pub events: Arc<Events>,
     pub decided_at: u64,
     /// Covers the records that the messages rest on.
@@ -208,19 +272,21 @@ impl Dispatch {
     /// Hands messages to their provider once what they rest on is durable.
     pub(crate) fn spawn(self, tenant: TenantId, users: Vec<Arc<str>>, messages: Vec<Message>) {
         tokio::spawn(async move {
-            let Self { batch, channel, log, freshness, events, decided_at, rests_on, deadline } = self;
+            let Self { batch, channel, log, freshness, shard_is_ours, events, decided_at, rests_on, deadline } = self;
+            let _over = OverOnDrop { batch, events: events.clone() };
             if log.durable(rests_on).await.is_ok() {
-                let gate = Arc::new(BatchGate { freshness, decided_at, tenant, users });
-                let sink = Arc::new(BatchSink { batch, events: events.clone() });
+                let (begun, to_gate) = (AtomicUsize::new(0), events.clone());
+                let gate =
+                    BatchGate { batch, freshness, shard_is_ours, decided_at, tenant, users, begun, events: to_gate };
+                let sink = Arc::new(BatchSink { batch, events });
                 // Unanswered messages are told by the batch being over.
-                let _elapsed = tokio::time::timeout(deadline, channel.deliver(messages, gate, sink)).await;
+                let _elapsed = tokio::time::timeout(deadline, channel.deliver(messages, Arc::new(gate), sink)).await;
             } else {
                 for index in 0..messages.len() {
                     let code = "log_unavailable".to_owned();
                     events.push(Event::Outcome { batch, index, outcome: Outcome::NotAttempted { code } });
                 }
             }
-            events.push(Event::Over { batch });
         });
     }
 }
@@ -233,9 +299,13 @@ pub(crate) async fn watch_durability(
 ) {
     while wanted.changed().await.is_ok() {
         let mark = *wanted.borrow_and_update();
-        if log.durable(mark).await.is_err() {
-            // The log has failed; the worker learns it from its next commit.
-            return;
+        while let Err(error) = log.durable(mark).await {
+            // A log that has failed for good fails the worker's next commit, and this task ends with its worker.
+            tracing::warn!(%error, "how far the log is durable is not known");
+            tokio::time::sleep(DURABILITY_RETRY).await;
+            if wanted.has_changed().is_err() {
+                return;
+            }
         }
         events.push(Event::Durable(mark));
     }

@@ -8,16 +8,20 @@ mod claiming;
 mod decide;
 mod delivery;
 mod in_app;
+mod in_doubt;
 mod live;
+mod moving;
+mod order;
 mod people;
 mod prepare;
 mod receipts;
 mod retry;
 mod router;
+mod sending;
+mod settling;
 mod shard;
 mod stage;
 mod stats;
-mod window;
 
 use std::sync::Arc;
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use herald_core::{
     ids::{NotificationId, TenantId},
     outputs::Outputs,
@@ -17,11 +18,19 @@ use prost::Message;
 
 use crate::{
     Deps,
+    moving::dead_letter,
     receipts::{End, Ended},
 };
 
 /// Records that one write takes at most.
 const MAX_RECORDS_PER_WRITE: usize = 64;
+
+/// What waits for the store is bounded by its bytes and its records; a poll may pass the bound.
+const MAX_PENDING_BYTES: usize = 8 << 20;
+const MAX_PENDING_RECORDS: usize = 1_024;
+
+/// How long a store that failed is left alone.
+const STORE_RETRY_MS: u64 = 100;
 
 /// One shard's `inbox`.
 pub(crate) struct Feed {
@@ -31,26 +40,36 @@ pub(crate) struct Feed {
     /// The offset after the last written record.
     pub position: u64,
     pub dirty: bool,
+    pending_bytes: usize,
+    /// After a failure of the store nothing is written before this time.
+    again_ms: u64,
 }
 
 impl Feed {
     pub(crate) fn new(shard: u32, position: u64) -> Self {
-        Self { shard, pending: VecDeque::new(), position, dirty: false }
+        Self { shard, pending: VecDeque::new(), position, dirty: false, pending_bytes: 0, again_ms: 0 }
     }
 
     pub(crate) fn push(&mut self, record: Record, mark: Mark) {
+        self.pending_bytes += record.body.len();
         self.pending.push_back((record, mark));
+    }
+
+    /// Whether no more should be polled before what is here is written.
+    pub(crate) fn is_full(&self) -> bool {
+        self.pending_bytes >= MAX_PENDING_BYTES || self.pending.len() >= MAX_PENDING_RECORDS
     }
 
     /// Writes what is durable; returns how many instances it delivered. A store that is away leaves the rest for later.
     pub(crate) async fn write(&mut self, deps: &Deps, durable: Mark, outputs: &mut Outputs) -> u64 {
         let mut ended = 0;
-        loop {
+        while deps.world.now_ms() >= self.again_ms {
             let ready =
                 self.pending.iter().take(MAX_RECORDS_PER_WRITE).take_while(|(_, mark)| *mark <= durable).count();
             if ready == 0 {
-                return ended;
+                break;
             }
+            let mut undecodable = Vec::new();
             let mut batches: Vec<(u64, InboxBatch)> = Vec::with_capacity(ready);
             for (record, _) in self.pending.iter().take(ready) {
                 match InboxBatch::decode(record.body.clone()) {
@@ -59,35 +78,68 @@ impl Feed {
                         // We wrote it and its checksum was right, so this is a fault of ours that must not stay silent.
                         deps.stats.add(|s| &s.undecodable, 1);
                         tracing::error!(at = %record.at, offset = record.offset, %error, "in-app items cannot be read");
+                        let letter = dead_letter(record, "undecodable", deps.world.now_ms(), deps);
+                        undecodable.push((record.envelope.tenant.clone(), letter));
                     }
                 }
             }
+            // The store takes the texts; who they are for is kept for the receipts and the frames.
+            let written: Vec<(u64, Vec<Written>)> = batches
+                .iter()
+                .map(|(offset, batch)| (*offset, batch.sections.iter().map(Written::of).collect()))
+                .collect();
             let epoch = deps.log.identity().epoch;
-            if let Err(error) = deps.inbox.put(self.shard, epoch, batches.clone()).await {
+            if let Err(error) = deps.inbox.put(self.shard, epoch, batches).await {
                 tracing::warn!(%error, shard = self.shard, "in-app items cannot be stored; they wait");
-                return ended;
+                self.again_ms = deps.world.now_ms() + STORE_RETRY_MS;
+                break;
             }
             let now_ms = deps.world.now_ms();
-            for (_, batch) in &batches {
-                for section in &batch.sections {
-                    ended += receipts_of(section, now_ms, outputs);
-                }
+            undecodable.into_iter().for_each(|(tenant, letter)| outputs.dead(&tenant, letter));
+            for section in written.iter().flat_map(|(_, sections)| sections) {
+                ended += receipts_of(section, now_ms, outputs);
             }
-            hand_over(deps.sessions.as_ref(), epoch, &batches).await;
-            if let Some((record, _)) = self.pending.drain(..ready).next_back() {
+            let records = self.pending.iter().take(ready).map(|(record, _)| record);
+            hand_over(deps.sessions.as_ref(), epoch, &written, records).await;
+            for (record, _) in self.pending.drain(..ready) {
+                self.pending_bytes -= record.body.len();
                 self.position = record.offset + 1;
                 self.dirty = true;
             }
         }
+        ended
     }
 }
 
-fn receipts_of(section: &InboxSection, now_ms: u64, outputs: &mut Outputs) -> u64 {
+/// What is kept of a section whose rows are written.
+struct Written {
+    notification_id: Bytes,
+    tenant: String,
+    users: Bytes,
+    count: u32,
+    attempts: u32,
+    accepted_ms: u64,
+}
+
+impl Written {
+    fn of(section: &InboxSection) -> Self {
+        Self {
+            notification_id: section.notification_id.clone(),
+            tenant: section.tenant.clone(),
+            users: section.users.clone(),
+            count: section.count,
+            attempts: section.attempts,
+            accepted_ms: section.accepted_ms,
+        }
+    }
+}
+
+fn receipts_of(section: &Written, now_ms: u64, outputs: &mut Outputs) -> u64 {
     let Some(id) = NotificationId::from_slice(&section.notification_id) else { return 0 };
     let mut ended = Ended::new(id, Channel::InApp);
     let end = End { provider: "in_app".into(), ..End::by_rule(State::Delivered, "", section.attempts + 1) };
     for user in packed::unpack(&section.users).map_while(Result::ok) {
-        ended.add(user, end.clone(), None);
+        ended.add(user, &end);
     }
     let notification =
         Notification { tenant: section.tenant.clone(), accepted_ms: section.accepted_ms, ..Default::default() };
@@ -95,22 +147,34 @@ fn receipts_of(section: &InboxSection, now_ms: u64, outputs: &mut Outputs) -> u6
 }
 
 /// Hands frames to whoever is connected. The rows are written: a frame that is lost is found in the inbox.
-async fn hand_over(sessions: &dyn Sessions, epoch: u32, batches: &[(u64, InboxBatch)]) {
+async fn hand_over(
+    sessions: &dyn Sessions,
+    epoch: u32,
+    written: &[(u64, Vec<Written>)],
+    records: impl Iterator<Item = &Record> + Send,
+) {
+    let mut bodies = records.map(|record| (record.offset, &record.body));
     let mut frames = Vec::new();
-    for (offset, batch) in batches {
+    for (offset, sections) in written {
+        let body = bodies.find(|(of, _)| of == offset).map(|(_, body)| body);
+        // Read again only if somebody is connected, which few are.
+        let mut batch: Option<InboxBatch> = None;
         let mut first = 0;
-        for section in &batch.sections {
+        for (at, section) in sections.iter().enumerate() {
             let tenant = TenantId::trusted(&section.tenant);
             let users: Vec<&str> = packed::unpack(&section.users).map_while(Result::ok).collect();
             match sessions.connected(&tenant, &users).await {
                 Ok(connected) => {
                     for (i, user) in users.iter().enumerate().filter(|(i, _)| connected[*i]) {
+                        let batch = batch.get_or_insert_with(|| {
+                            body.and_then(|body| InboxBatch::decode(body.clone()).ok()).unwrap_or_default()
+                        });
                         let event_id = EventId { epoch, offset: *offset, index: first + i as u32 };
-                        frames.push(Frame {
+                        frames.extend(batch.sections.get(at).map(|section| Frame {
                             tenant: tenant.clone(),
                             user: (*user).to_owned(),
                             item: item_of(section, i, event_id),
-                        });
+                        }));
                     }
                 }
                 Err(error) => tracing::warn!(%error, "live connections are not known; they read their inbox"),

@@ -81,6 +81,13 @@ impl People {
         }
     }
 
+    /// Forgets everybody.
+    pub(crate) fn clear(&mut self) {
+        self.young.clear();
+        self.old.clear();
+        self.young_len = 0;
+    }
+
     /// Forgets a person who changed.
     pub(crate) fn forget(&mut self, tenant: &TenantId, user: &str) {
         if self.young.get_mut(tenant).and_then(|users| users.remove(user)).is_some() {

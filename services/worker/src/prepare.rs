@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hashbrown::HashMap;
 use herald_core::{
-    ids::{NotificationId, TenantId},
+    ids::{NotificationId, TenantId, claim_key},
     packed,
     people::Endpoint,
     policy::Policy,
     ports::channel::Content,
-    record::{self, Actor, Channel, DeliveryBatch, InlineRecipient, Notification, Section},
+    record::{self, Actor, Channel, DeliveryBatch, InlineRecipient, Notification, Section, SectionSummary, State},
 };
 use herald_templates::{
     Message, PersonContext, Prepared, RenderError, Rendered, SharedContext, Template, TenantContext, UserContext,
@@ -17,7 +18,7 @@ use herald_templates::{
 use prost::Message as _;
 use serde_json::Value;
 
-use crate::people::Known;
+use crate::{people::Known, receipts::End};
 
 /// A record of deliveries that cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -31,28 +32,36 @@ pub(crate) struct Head {
     pub channel: Channel,
     pub notification: Notification,
     pub section: Section,
+    /// Of all its instances, as its envelope has it.
+    pub hash_sum: u64,
 }
 
-/// Some instances of a record: one section.
+/// Some instances of a record: those of one section that are not finished and not of another chunk.
 pub(crate) struct Chunk {
     pub head: Arc<Head>,
-    /// Index of its first instance in the record.
+    /// Index of the section's first instance in the record.
     pub first: u32,
-    /// Which of its instances were finished before; shorter where none at the end were.
-    pub done: Vec<bool>,
+    /// Indexes in the section, in order.
+    pub users: Vec<u32>,
 }
 
-/// Reads a record of deliveries; every section with the index of its first instance.
-pub(crate) fn decode_batch(body: Bytes) -> Result<Vec<(u32, Arc<Head>)>, Undecodable> {
+/// Reads a record of deliveries; every section with the index of its first instance. Sections that are not those of
+/// the envelope make it undecodable, since the envelope is what is booked.
+pub(crate) fn decode_batch(body: Bytes, summaries: &[SectionSummary]) -> Result<Vec<(u32, Arc<Head>)>, Undecodable> {
     let batch = DeliveryBatch::decode(body).map_err(|_| Undecodable)?;
     let mut first = 0;
     let mut heads: Vec<(u32, Arc<Head>)> = Vec::with_capacity(batch.sections.len());
-    for section in batch.sections {
+    if batch.sections.len() != summaries.len() {
+        return Err(Undecodable);
+    }
+    for (section, summary) in batch.sections.into_iter().zip(summaries) {
         let notification = Notification::decode(section.notification.clone()).map_err(|_| Undecodable)?;
         let id = NotificationId::from_slice(&notification.id).ok_or(Undecodable)?;
         let channel = section.channel();
         let users = packed::unpack(&section.users).try_fold(0u32, |n, user| user.map(|_| n + 1));
-        if users != Ok(section.count) || channel == Channel::Unspecified {
+        let inline_fits = section.inline.is_empty() || section.inline.len() == section.count as usize;
+        let as_summed = section.count == summary.count && notification.id == summary.notification_id;
+        if users != Ok(section.count) || channel == Channel::Unspecified || !inline_fits || !as_summed {
             return Err(Undecodable);
         }
         let count = section.count;
@@ -61,7 +70,7 @@ pub(crate) fn decode_batch(body: Bytes) -> Result<Vec<(u32, Arc<Head>)>, Undecod
             Some((_, head)) if head.tenant.as_str() == notification.tenant => head.tenant.clone(),
             _ => TenantId::trusted(&notification.tenant),
         };
-        heads.push((first, Arc::new(Head { id, tenant, channel, notification, section })));
+        heads.push((first, Arc::new(Head { id, tenant, channel, notification, section, hash_sum: summary.hash_sum })));
         first += count;
     }
     Ok(heads)
@@ -76,6 +85,22 @@ impl Head {
     /// The recipient that travels with the message, if any.
     pub(crate) fn inline(&self, index: usize) -> Option<&InlineRecipient> {
         self.section.inline.get(index)
+    }
+}
+
+impl Head {
+    /// The claim that a user's instance holds; `None` for notifications without a dedupe key.
+    pub(crate) fn claim_of(&self, user: &str) -> Option<[u8; 16]> {
+        let Notification { template_id, dedupe_key, .. } = &self.notification;
+        let guarded = !dedupe_key.is_empty();
+        guarded.then(|| claim_key(self.tenant.as_str(), template_id, user, self.channel, dedupe_key))
+    }
+
+    /// How instances end whose time is over.
+    pub(crate) fn expiry(&self) -> End {
+        let attempts = self.section.attempts;
+        let state = if attempts == 0 { State::Suppressed } else { State::Dead };
+        End::by_rule(state, "expired", attempts)
     }
 }
 
@@ -240,5 +265,35 @@ fn template_channel(channel: Channel) -> herald_templates::Channel {
         Channel::Push => herald_templates::Channel::Push,
         Channel::Webhook => herald_templates::Channel::Webhook,
         Channel::InApp | Channel::Unspecified => herald_templates::Channel::InApp,
+    }
+}
+
+/// Renderers of the notifications that were sent last: their sections come one after the other, one from each shard.
+#[derive(Default)]
+pub(crate) struct Renderers {
+    policy: Arc<Policy>,
+    by_section: HashMap<(NotificationId, Channel), Renderer>,
+}
+
+impl Renderers {
+    const MAX: usize = 256;
+
+    /// Takes the renderer of a section out, or makes one. It is to be put back.
+    pub(crate) fn take(&mut self, head: &Head, policy: &Arc<Policy>) -> Result<Renderer, NoRenderer> {
+        if !Arc::ptr_eq(&self.policy, policy) {
+            self.by_section.clear();
+            self.policy = policy.clone();
+        }
+        match self.by_section.remove(&(head.id, head.channel)) {
+            Some(renderer) => Ok(renderer),
+            None => Renderer::new(head, policy),
+        }
+    }
+
+    pub(crate) fn put(&mut self, head: &Head, renderer: Renderer) {
+        if self.by_section.len() >= Self::MAX {
+            self.by_section.clear();
+        }
+        self.by_section.insert((head.id, head.channel), renderer);
     }
 }

@@ -1,5 +1,7 @@
 //! Gathers ended instances of one section into receipts, one for each way to end.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use herald_core::{
     books::Tally,
@@ -15,14 +17,15 @@ pub(crate) struct End {
     pub state: State,
     pub reason: &'static str,
     pub attempts: u32,
-    pub provider: String,
+    /// Empty for none.
+    pub provider: Arc<str>,
     pub error_code: String,
 }
 
 impl End {
     /// An end that a rule decided, without a provider.
     pub(crate) fn by_rule(state: State, reason: &'static str, attempts: u32) -> Self {
-        Self { state, reason, attempts, provider: String::new(), error_code: String::new() }
+        Self { state, reason, attempts, provider: Arc::default(), error_code: String::new() }
     }
 }
 
@@ -46,15 +49,20 @@ impl Ended {
     }
 
     /// Books the end of a user's instance.
-    pub(crate) fn add(&mut self, user: &str, end: End, provider_id: Option<String>) {
+    pub(crate) fn add(&mut self, user: &str, end: &End) {
+        self.add_hashed(user, InstanceId::of(&self.id, user, self.channel).book_hash(), end, None);
+    }
+
+    /// Books the end of a user's instance whose hash is known.
+    pub(crate) fn add_hashed(&mut self, user: &str, book_hash: u64, end: &End, provider_id: Option<String>) {
         // Sections end in few ways, so looking through them all is quicker than hashing.
-        let at = self.groups.iter().position(|group| group.end == end).unwrap_or_else(|| {
+        let at = self.groups.iter().position(|group| group.end == *end).unwrap_or_else(|| {
             let (users, tally) = (PackedWriter::default(), Tally::default());
-            self.groups.push(Group { end, users, tally, provider_ids: Vec::new() });
+            self.groups.push(Group { end: end.clone(), users, tally, provider_ids: Vec::new() });
             self.groups.len() - 1
         });
         let group = &mut self.groups[at];
-        group.tally.add(InstanceId::of(&self.id, user, self.channel).book_hash());
+        group.tally.add(book_hash);
         if let Some(provider_id) = provider_id {
             // The column has an entry for each user or is empty, so gaps in front are filled.
             group.provider_ids.resize(group.users.count() as usize, String::new());
@@ -78,7 +86,7 @@ impl Ended {
                 state: group.end.state as i32,
                 reason: group.end.reason.to_owned(),
                 attempts: group.end.attempts,
-                provider: group.end.provider,
+                provider: group.end.provider.as_ref().to_owned(),
                 error_code: group.end.error_code,
                 count: group.users.count(),
                 hash_sum: group.tally.hash_sum,

@@ -1,28 +1,56 @@
 //! Everything a worker holds of one shard.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use herald_core::{
     fair::DeficitRoundRobin,
     ids::TenantId,
-    ports::log::{Mark, Position},
+    outputs::Outputs,
+    ports::log::{Mark, Position, Subscription},
     record::Channel,
     topic::{Lane, Topic, TopicPartition},
+    window::Track,
 };
 
-use crate::{claiming::ShardClaims, live::Feed, prepare::Chunk, window::Track};
+use crate::{
+    claiming::ShardClaims,
+    in_doubt::{Answered, InDoubt},
+    live::Feed,
+    order::Order,
+    prepare::Chunk,
+};
 
 /// What a tenant and channel may send before the next one's turn, in instances.
 const QUANTUM: u64 = 256;
 
-/// A section that waits for its turn.
+/// A section, or a part of one, that waits for its turn.
 pub(crate) struct Queued {
     pub topic: Topic,
     pub offset: u64,
-    /// Index of its first instance, counted from the topic's position.
-    pub in_window: u32,
+    /// Its first instance, as its track counts.
+    pub unit: u64,
     pub mark: Mark,
     pub chunk: Chunk,
+}
+
+impl Queued {
+    pub(crate) fn lane(&self) -> Lane {
+        match self.topic {
+            Topic::Deliveries(lane) | Topic::Overflow(lane) => lane,
+            _ => Lane::Bulk,
+        }
+    }
+
+    /// In instances.
+    pub(crate) fn cost(&self) -> u64 {
+        self.chunk.users.len() as u64
+    }
 }
 
 /// One shard.
@@ -30,24 +58,46 @@ pub(crate) struct Shard {
     pub number: u32,
     pub tracks: BTreeMap<Topic, Track>,
     /// Transactional and bulk.
-    pub queues: [DeficitRoundRobin<(TenantId, Channel), Queued>; 2],
+    queues: [DeficitRoundRobin<(TenantId, Channel), Queued>; 2],
+    pub order: Order,
     pub feed: Feed,
     pub claims: ShardClaims,
+    /// What the next commit puts out.
+    pub outputs: Outputs,
+    /// Answered since the last commit.
+    pub answered: Answered,
+    /// Closed when the shard is another's; gates look at it.
+    pub is_ours: Arc<AtomicBool>,
     /// The offset after the last change that was read, and whether it is to be committed.
     pub changes_read: u64,
     pub changes_dirty: bool,
+    /// Whether a done-map is so long that nothing more must be started.
+    cramped: bool,
+    paused: HashMap<Topic, bool>,
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        self.is_ours.store(false, Relaxed);
+    }
 }
 
 impl Shard {
-    pub(crate) fn new(number: u32, claims: ShardClaims) -> Self {
+    pub(crate) fn new(number: u32, claims: ShardClaims, outputs: Outputs) -> Self {
         Self {
             number,
             tracks: BTreeMap::new(),
             queues: [DeficitRoundRobin::new(QUANTUM), DeficitRoundRobin::new(QUANTUM)],
+            order: Order::default(),
             feed: Feed::new(number, 0),
             claims,
+            outputs,
+            answered: Answered::default(),
+            is_ours: Arc::new(AtomicBool::new(true)),
             changes_read: 0,
             changes_dirty: false,
+            cramped: false,
+            paused: HashMap::new(),
         }
     }
 
@@ -63,27 +113,76 @@ impl Shard {
     }
 
     pub(crate) fn queue(&mut self, queued: Queued) {
-        let lane = match queued.topic {
-            Topic::Deliveries(Lane::Transactional) | Topic::Overflow(Lane::Transactional) => 0,
-            _ => 1,
-        };
         let head = &queued.chunk.head;
         let key = (head.tenant.clone(), head.channel);
-        self.queues[lane].push(key, head.section.count.into(), queued);
+        self.queues[usize::from(queued.lane() == Lane::Bulk)].push(key, queued.cost(), queued);
     }
 
-    /// The section whose turn it is, transactional ones first.
-    pub(crate) fn next(&mut self) -> Option<Queued> {
-        self.queues.iter_mut().find_map(DeficitRoundRobin::pop)
+    /// The section whose turn it is among those there is room for, and whether it waited for an earlier one: those go
+    /// first, then transactional ones.
+    pub(crate) fn next(&mut self, in_doubt: &InDoubt) -> Option<(Queued, bool)> {
+        let has_room = |queued: &Queued| in_doubt.has_room(queued.lane(), queued.chunk.head.channel, queued.cost());
+        if let Some(waited) = self.order.next(has_room) {
+            return Some((waited, true));
+        }
+        let mut lanes = Lane::ALL.into_iter().zip(&mut self.queues);
+        lanes.find_map(|(lane, queue)| {
+            queue.pop_if(|(_, channel), cost| in_doubt.has_room(lane, *channel, cost)).map(|queued| (queued, false))
+        })
     }
 
-    /// Whether sections wait for their turn.
-    pub(crate) fn has_work(&self) -> bool {
-        self.queues.iter().any(|queue| !queue.is_empty())
+    /// Whether sections wait for their turn that there is room for.
+    pub(crate) fn has_work(&self, in_doubt: &InDoubt) -> bool {
+        let has_room = |queued: &Queued| in_doubt.has_room(queued.lane(), queued.chunk.head.channel, queued.cost());
+        let mut lanes = Lane::ALL.into_iter().zip(&self.queues);
+        self.order.any(has_room)
+            || lanes.any(|(lane, queue)| queue.any(|(_, channel), cost| in_doubt.has_room(lane, *channel, cost)))
+    }
+
+    /// The newest section of the tenant and channel that have most of what is not started.
+    pub(crate) fn newest_of_heaviest(&mut self) -> Option<Queued> {
+        let heaviest = |queue: &DeficitRoundRobin<(TenantId, Channel), Queued>| {
+            queue.heaviest().map(|(key, cost)| (cost, key.clone()))
+        };
+        let lanes = [heaviest(&self.queues[0]), heaviest(&self.queues[1])];
+        let at = usize::from(lanes[1].as_ref().map(|l| l.0) > lanes[0].as_ref().map(|l| l.0));
+        match &lanes[at] {
+            Some((cost, key)) if *cost >= self.order.waiting() => self.queues[at].pop_newest(key),
+            _ => self.order.pop_newest(),
+        }
     }
 
     pub(crate) fn unfinished(&self) -> u64 {
         self.tracks.values().map(Track::unfinished).sum()
+    }
+
+    /// Pauses what has no room; with `changes_only`, everything but `user-changes`. Overflow is read again only when
+    /// half of the window is free, so that what was moved there is not moved back and forth.
+    pub(crate) fn pause(&mut self, changes_only: bool, window: u64, subscription: &mut dyn Subscription) {
+        let unfinished = self.unfinished();
+        let wanted = self
+            .tracks
+            .keys()
+            .map(|topic| match topic {
+                Topic::Overflow(_) => (*topic, self.cramped || unfinished >= window / 2),
+                topic => (*topic, self.cramped || unfinished >= window),
+            })
+            .chain([(Topic::Inbox, self.feed.is_full())]);
+        for (topic, full) in wanted {
+            let pause = changes_only || full;
+            if self.paused.insert(topic, pause).unwrap_or(false) != pause {
+                subscription.pause(TopicPartition { topic, partition: self.number }, pause);
+            }
+        }
+    }
+
+    /// Moves what is not started to overflow where a done-map has become longer than this, and reads no more until only
+    /// what is in doubt is a hole in it. Returns how many instances moved.
+    pub(crate) fn shorten_done_maps(&mut self, most_chars: usize) -> u64 {
+        // Holes need unfinished instances, so a short window is not looked at.
+        let long = |track: &Track| track.unfinished() as usize > most_chars / 8 && track.done_map_chars() > most_chars;
+        self.cramped = self.tracks.values().any(long);
+        if self.cramped { self.evacuate(0) } else { 0 }
     }
 
     /// Positions that moved since the last commit.

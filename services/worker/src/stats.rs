@@ -15,6 +15,8 @@ pub struct Stats {
     pub not_attempted: AtomicU64,
     /// Faults of our own accounts at providers.
     pub account_faults: AtomicU64,
+    /// Instances moved to overflow because their shard's window was full.
+    pub overflowed: AtomicU64,
     /// People read from the directory.
     pub people_filled: AtomicU64,
     /// Commits made.

@@ -198,10 +198,15 @@ impl Position {
         (self.starts >> 8).checked_sub(1)
     }
 
+    /// The same place and starts, with a note of the unit that is tried next.
+    pub fn trying(&self, noted_unit: Option<u32>) -> Self {
+        let note = noted_unit.map_or(0, |unit| (unit + 1).min(0xff_ffff));
+        Self { starts: note << 8 | self.start_count(), ..self.clone() }
+    }
+
     /// The same place with one more start, and a note of the unit that is tried next.
     pub fn started(&self, noted_unit: Option<u32>) -> Self {
-        let count = (self.start_count() + 1).min(0xff);
-        let note = noted_unit.map_or(0, |unit| (unit + 1).min(0xff_ffff));
-        Self { starts: note << 8 | count, ..self.clone() }
+        let starts = (self.start_count() + 1).min(0xff);
+        Self { starts, ..self.clone() }.trying(noted_unit)
     }
 }

@@ -1,0 +1,128 @@
+//! Instances handed to providers whose outcome is not durably committed: what may be sent twice after a crash. Pure.
+
+use herald_core::{ports::log::Mark, record::Channel, topic::Lane};
+
+/// Instances by channel.
+type Counts = [u64; 5];
+
+/// The window of what is in doubt.
+///
+/// One provider that hangs must not hold up the others, nor bulk traffic what somebody waits for: where there are
+/// several channels, one has at most half of the window, and the last quarter is for transactional messages.
+pub(crate) struct InDoubt {
+    limit: u64,
+    channel_limit: u64,
+    handed_over: Counts,
+    /// Answered and committed, and the mark from which on they are no longer in doubt.
+    settling: Vec<(Mark, Counts)>,
+}
+
+impl InDoubt {
+    pub(crate) fn new(limit: u64, channels: usize) -> Self {
+        let channel_limit = if channels > 1 { limit / 2 } else { limit };
+        Self { limit, channel_limit: channel_limit.max(1), handed_over: Counts::default(), settling: Vec::new() }
+    }
+
+    /// The most instances that can be handed over at once, whatever they are.
+    pub(crate) fn largest_batch(&self) -> usize {
+        (self.channel_limit.min(self.limit * 3 / 4)).max(1) as usize
+    }
+
+    /// Whether so many more can be handed over.
+    pub(crate) fn has_room(&self, lane: Lane, channel: Channel, count: u64) -> bool {
+        let limit = if lane == Lane::Bulk { self.limit * 3 / 4 } else { self.limit };
+        channel == Channel::InApp
+            || (self.total() + count <= limit.max(1)
+                && self.handed_over[channel as usize] + count <= self.channel_limit)
+    }
+
+    pub(crate) fn hand_over(&mut self, channel: Channel, count: u64) {
+        self.handed_over[channel as usize] += count;
+    }
+
+    /// What was handed over is no longer ours to answer for.
+    pub(crate) fn drop(&mut self, channel: Channel, count: u64) {
+        self.handed_over[channel as usize] -= count;
+    }
+
+    /// What was answered is in doubt until its commit is durable.
+    pub(crate) fn committed(&mut self, answered: Answered, mark: Mark) {
+        if answered.0.iter().any(|count| *count > 0) {
+            self.settling.push((mark, answered.0));
+        }
+    }
+
+    /// The log is durable up to here.
+    pub(crate) fn durable(&mut self, mark: Mark) {
+        let handed_over = &mut self.handed_over;
+        self.settling.retain(|(needs, counts)| {
+            let settled = *needs <= mark;
+            if settled {
+                handed_over.iter_mut().zip(counts).for_each(|(in_doubt, count)| *in_doubt -= count);
+            }
+            !settled
+        });
+    }
+
+    /// How many are in doubt.
+    pub(crate) fn total(&self) -> u64 {
+        self.handed_over.iter().sum()
+    }
+}
+
+/// Instances that were answered since the last commit.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Answered(Counts);
+
+impl Answered {
+    pub(crate) fn add(&mut self, channel: Channel, count: u64) {
+        self.0[channel as usize] += count;
+    }
+
+    pub(crate) fn absorb(&mut self, other: Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(mine, more)| *mine += more);
+    }
+
+    /// Takes all of them out of doubt, since their shard is another's.
+    pub(crate) fn forget(self, in_doubt: &mut InDoubt) {
+        in_doubt.handed_over.iter_mut().zip(self.0).for_each(|(in_doubt, count)| *in_doubt -= count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_answered_stays_in_doubt_until_its_commit_is_durable() {
+        let mut in_doubt = InDoubt::new(100, 1);
+        in_doubt.hand_over(Channel::Email, 70);
+        assert!(in_doubt.has_room(Lane::Bulk, Channel::Email, 5) && !in_doubt.has_room(Lane::Bulk, Channel::Email, 6));
+        let mut answered = Answered::default();
+        answered.add(Channel::Email, 70);
+        in_doubt.committed(answered, Mark(9));
+        in_doubt.durable(Mark(8));
+        assert_eq!(in_doubt.total(), 70);
+        in_doubt.durable(Mark(9));
+        assert_eq!(in_doubt.total(), 0);
+    }
+
+    #[test]
+    fn a_channel_that_hangs_leaves_room_for_others_and_bulk_leaves_room_for_transactional_messages() {
+        let mut in_doubt = InDoubt::new(100, 2);
+        assert!(!in_doubt.has_room(Lane::Transactional, Channel::Email, 51));
+        in_doubt.hand_over(Channel::Email, 50);
+        assert!(!in_doubt.has_room(Lane::Transactional, Channel::Email, 1));
+        assert!(in_doubt.has_room(Lane::Bulk, Channel::Push, 25) && !in_doubt.has_room(Lane::Bulk, Channel::Push, 26));
+        assert!(in_doubt.has_room(Lane::Transactional, Channel::Push, 50));
+        assert!(in_doubt.has_room(Lane::Bulk, Channel::InApp, 10_000));
+    }
+
+    #[test]
+    fn the_largest_batch_always_finds_room_in_an_empty_window() {
+        for (limit, channels) in [(1, 1), (1, 3), (2, 2), (64, 1), (1_024, 3)] {
+            let in_doubt = InDoubt::new(limit, channels);
+            assert!(in_doubt.has_room(Lane::Bulk, Channel::Email, in_doubt.largest_batch() as u64), "{limit}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Sections that move: to a delay tier, to overflow, or to the dead letters.
+
+use herald_core::{
+    ids::InstanceId,
+    ports::log::Record,
+    record::{self, DeadLetter, Place, Section, SectionSummary, State},
+    topic::{Topic, TopicPartition},
+};
+use prost::Message as _;
+
+use crate::{
+    Deps,
+    prepare::Head,
+    receipts::{End, Ended},
+    shard::{Queued, Shard},
+};
+
+impl Shard {
+    /// Moves what is not started to overflow, the newest of the tenant and channel that have most of it first, until no
+    /// more than `most` instances are unfinished. Returns how many moved.
+    pub(crate) fn evacuate(&mut self, most: u64) -> u64 {
+        let mut moved = 0;
+        let mut leaving: Vec<Queued> = Vec::new();
+        while self.unfinished() > most + moved
+            && let Some(queued) = self.newest_of_heaviest()
+        {
+            moved += queued.cost();
+            leaving.push(queued);
+        }
+        for queued in leaving.into_iter().rev() {
+            let home = TopicPartition { topic: Topic::Overflow(queued.lane()), partition: self.number };
+            self.send_on(&queued, home, None);
+        }
+        moved
+    }
+
+    /// Sends a section on to a topic as it is, at once or at its due time.
+    pub(crate) fn send_on(&mut self, queued: &Queued, home: TopicPartition, due_ms: Option<u64>) {
+        let chunk = &queued.chunk;
+        let (section, summary) = part_of(&chunk.head, &chunk.users, chunk.head.section.attempts);
+        self.outputs.section(home, due_ms, section, summary);
+        self.finish(queued.topic, queued.offset, chunk.users.iter().map(|i| chunk.first + i));
+    }
+
+    /// Marks instances of a record as finished: they have ended or moved in the outputs of the next commit.
+    pub(crate) fn finish(&mut self, topic: Topic, offset: u64, indexes: impl IntoIterator<Item = u32>) {
+        if let Some(track) = self.tracks.get_mut(&topic) {
+            track.finish(offset, indexes);
+        }
+    }
+
+    /// A record that cannot be read is booked dead from its envelope, and kept.
+    pub(crate) fn bury_undecodable(&mut self, record: &Record, undone: Vec<u32>, deps: &Deps) {
+        deps.stats.add(|s| &s.undecodable, 1);
+        tracing::error!(at = %record.at, offset = record.offset, "deliveries cannot be read; they are dead letters");
+        let now_ms = deps.world.now_ms();
+        for summary in &record.envelope.sections {
+            self.outputs.receipts(record::Receipts {
+                notification_id: summary.notification_id.clone(),
+                tenant: summary.tenant.clone(),
+                channel: summary.channel,
+                state: State::Dead as i32,
+                reason: "undecodable".into(),
+                count: summary.count,
+                hash_sum: summary.hash_sum,
+                ended_ms: now_ms,
+                accepted_ms: now_ms,
+                ..Default::default()
+            });
+            deps.stats.add(|s| &s.ended, summary.count.into());
+        }
+        self.outputs.dead(&record.envelope.tenant, dead_letter(record, "undecodable", now_ms, deps));
+        self.finish(record.at.topic, record.offset, undone);
+    }
+
+    /// A section that kills its stage becomes a dead letter; the rest of the record goes on.
+    pub(crate) fn bury_poison(&mut self, record: &Record, queued: &Queued, deps: &Deps) {
+        let chunk = &queued.chunk;
+        let head = &chunk.head;
+        tracing::error!(at = %record.at, offset = record.offset, notification = %head.id, "a section kills its worker");
+        let now_ms = deps.world.now_ms();
+        self.outputs.dead(head.tenant.as_str(), dead_letter(record, "poison", now_ms, deps));
+        let end = End::by_rule(State::Dead, "poison", head.section.attempts);
+        deps.stats.add(|s| &s.ended, self.end_all(queued, &end, now_ms));
+    }
+
+    /// Ends all of a section the same way; returns how many.
+    pub(crate) fn end_all(&mut self, queued: &Queued, end: &End, now_ms: u64) -> u64 {
+        let chunk = &queued.chunk;
+        let mut ended = Ended::new(chunk.head.id, chunk.head.channel);
+        let mut wanted = chunk.users.iter().copied().peekable();
+        for (i, user) in chunk.head.users().enumerate() {
+            if wanted.next_if_eq(&(i as u32)).is_some() {
+                self.release(&chunk.head, user);
+                ended.add(user, end);
+            }
+        }
+        self.finish(queued.topic, queued.offset, chunk.users.iter().map(|i| chunk.first + i));
+        ended.put_out(&chunk.head.notification, now_ms, &mut self.outputs)
+    }
+
+    /// An instance that ends undelivered gives its claim back, if it holds one.
+    pub(crate) fn release(&mut self, head: &Head, user: &str) {
+        if let Some(key) = head.claim_of(user) {
+            self.claims.release(key, head.id);
+        }
+    }
+}
+
+/// Retries go to the lane they came from; overflow returns to deliveries.
+pub(crate) fn deliveries_home(topic: Topic, partition: u32) -> TopicPartition {
+    let topic = match topic {
+        Topic::Overflow(lane) => Topic::Deliveries(lane),
+        topic => topic,
+    };
+    TopicPartition { topic, partition }
+}
+
+/// A section of some of a section's users, in their order.
+pub(crate) fn part_of(head: &Head, users: &[u32], attempts: u32) -> (Section, SectionSummary) {
+    let summary = |count, hash_sum| SectionSummary {
+        tenant: head.notification.tenant.clone(),
+        notification_id: head.notification.id.clone(),
+        channel: head.channel as i32,
+        count,
+        hash_sum,
+    };
+    if users.len() == head.section.count as usize {
+        return (Section { attempts, ..head.section.clone() }, summary(head.section.count, head.hash_sum));
+    }
+    debug_assert!(users.is_sorted(), "a section keeps its order");
+    let mut column = herald_core::packed::PackedWriter::default();
+    let mut tally = herald_core::books::Tally::default();
+    let mut wanted = users.iter().copied().peekable();
+    for (i, user) in head.users().enumerate() {
+        if wanted.next_if_eq(&(i as u32)).is_some() {
+            column.push(user);
+            tally.add(InstanceId::of(&head.id, user, head.channel).book_hash());
+        }
+    }
+    let inline = users.iter().filter_map(|i| head.inline(*i as usize).cloned()).collect();
+    let section = Section { count: column.count(), users: column.finish(), inline, attempts, ..head.section.clone() };
+    let summary = summary(section.count, tally.hash_sum);
+    (section, summary)
+}
+
+pub(crate) fn dead_letter(record: &Record, cause: &str, now_ms: u64, deps: &Deps) -> DeadLetter {
+    DeadLetter {
+        stage: "worker".into(),
+        cause: cause.to_owned(),
+        attempts: 0,
+        dead_ms: now_ms,
+        place: Some(Place {
+            topic: record.at.topic.code().into(),
+            partition: record.at.partition,
+            offset: record.offset,
+            log_epoch: deps.log.identity().epoch,
+        }),
+        envelope: record.envelope.encode_to_vec().into(),
+        body: record.body.clone(),
+    }
+}

@@ -1,0 +1,117 @@
+//! Outcomes become receipts, further attempts, and finished instances.
+
+use std::collections::BTreeMap;
+
+use herald_core::{
+    ports::{channel::Outcome, log::Mark},
+    record::State,
+};
+
+use crate::{
+    delivery::{Event, Item},
+    moving::{deliveries_home, part_of},
+    receipts::{End, Ended},
+    retry::{Next, Why, after},
+    stage::Worker,
+};
+
+/// Further attempts of a batch that fall into the same span share a record.
+const RETRY_GRAIN_MS: u64 = 100;
+
+impl Worker {
+    pub(crate) fn take_events(&mut self) {
+        let mut runs: Vec<(u64, Vec<(usize, Outcome)>)> = Vec::new();
+        let mut over = Vec::new();
+        for event in self.events.take() {
+            match event {
+                Event::Outcome { batch, index, outcome } => match runs.last_mut() {
+                    Some((last, run)) if *last == batch => run.push((index, outcome)),
+                    _ => runs.push((batch, vec![(index, outcome)])),
+                },
+                Event::Started { batch } => self.begun(batch),
+                Event::Over { batch } => over.push(batch),
+                Event::Durable(mark) => self.became_durable(mark),
+            }
+        }
+        // What came for a batch at once is settled at once, so that it shares its receipts.
+        let mut outcomes: BTreeMap<u64, Vec<(usize, Outcome)>> = BTreeMap::new();
+        for (batch, mut run) in runs {
+            outcomes.entry(batch).or_default().append(&mut run);
+        }
+        for (batch, outcomes) in outcomes {
+            self.settle(batch, outcomes);
+        }
+        for batch in over {
+            let unanswered: Vec<(usize, Outcome)> = self.batches.get(&batch).map_or_else(Vec::new, |batch| {
+                let open = |(i, item): (usize, &Item)| {
+                    (!item.answered).then(|| (i, Outcome::Unknown { code: "deadline".into() }))
+                };
+                batch.items.iter().enumerate().filter_map(open).collect()
+            });
+            self.settle(batch, unanswered);
+            self.begun(batch);
+            self.batches.remove(&batch);
+        }
+    }
+
+    /// All messages of a batch were begun or are over: whoever must come after them may go.
+    fn begun(&mut self, id: u64) {
+        if let Some(batch) = self.batches.get_mut(&id)
+            && let Some(key) = batch.order.take()
+            && let Some(shard) = self.shards.get_mut(&batch.shard)
+        {
+            shard.order.begun(key);
+        }
+    }
+
+    fn became_durable(&mut self, mark: Mark) {
+        self.durable = self.durable.max(mark);
+        self.in_doubt.durable(mark);
+    }
+
+    fn settle(&mut self, id: u64, outcomes: Vec<(usize, Outcome)>) {
+        let Some(batch) = self.batches.get_mut(&id) else { return };
+        let Some(shard) = self.shards.get_mut(&batch.shard) else { return };
+        let now_ms = self.deps.world.now_ms();
+        let head = batch.head.clone();
+        let mut ended = Ended::new(head.id, head.channel);
+        let mut again: BTreeMap<(u32, u64), Vec<u32>> = BTreeMap::new();
+        let mut finished = Vec::with_capacity(outcomes.len());
+        for (i, outcome) in outcomes {
+            let Some(item) = batch.items.get_mut(i).filter(|item| !item.answered) else { continue };
+            item.answered = true;
+            finished.push(item.index);
+            match after(outcome, head.section.attempts, &head.notification, &self.config, &self.deps.world, now_ms) {
+                Next::End { state, reason, code, provider_id, attempts } => {
+                    if state != State::Delivered {
+                        shard.release(&head, &item.user);
+                    }
+                    let end = End { state, reason, attempts, provider: batch.provider.clone(), error_code: code };
+                    ended.add_hashed(&item.user, item.book_hash, &end, provider_id);
+                }
+                Next::Again { delay_ms, attempts, why } => {
+                    match why {
+                        Why::Retry => self.deps.stats.add(|s| &s.retries, 1),
+                        Why::Unanswered => self.deps.stats.add(|s| &s.unanswered, 1),
+                        Why::NotAttempted => self.deps.stats.add(|s| &s.not_attempted, 1),
+                        Why::AccountFault => self.deps.stats.add(|s| &s.account_faults, 1),
+                    }
+                    let due_ms = now_ms + delay_ms.div_ceil(RETRY_GRAIN_MS) * RETRY_GRAIN_MS;
+                    again.entry((attempts, due_ms)).or_default().push(item.in_section);
+                }
+            }
+        }
+        let home = deliveries_home(batch.topic, shard.number);
+        for ((attempts, due_ms), mut users) in again {
+            // Providers answer in any order.
+            users.sort_unstable();
+            let (section, summary) = part_of(&head, &users, attempts);
+            shard.outputs.section(home, Some(due_ms), section, summary);
+        }
+        let count = ended.put_out(&head.notification, now_ms, &mut shard.outputs);
+        self.deps.stats.add(|s| &s.ended, count);
+        shard.answered.add(head.channel, finished.len() as u64);
+        shard.finish(batch.topic, batch.offset, finished);
+        self.touch();
+    }
+}

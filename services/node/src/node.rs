@@ -63,10 +63,11 @@ impl Node {
         })?;
         let address = listener.local_addr()?;
         let world = world::system();
-        let embedded = open_storage(&config, &world)?;
         let stopping = CancellationToken::new();
         let mailbox = start_mailbox(&mut config, mode, &stopping).await?;
+        // Before the storage, so that a wrong setting leaves no data directory behind.
         let channels = channels::open(&config, &world)?;
+        let embedded = open_storage(&config, &world)?;
         let in_app = herald_core::record::Channel::InApp;
         let available = ChannelSet::of(channels.iter().map(|channel| channel.kind()).chain([in_app]));
         let roles = roles::Config {

@@ -4,4 +4,5 @@
 
 mod kill;
 mod power_cut;
+mod refusals;
 mod support;

@@ -1,5 +1,7 @@
 //! What an admission costs the gateway: CPU microseconds an event of its thread, by unary calls, batches and a stream.
 //!
+//! `empty` is a unary call that does nothing (a health check), so what it costs is the transport's.
+//!
 //! The gateway runs on one thread of its own; the clients, and the log's flusher on a disk in memory, on others.
 
 use std::{
@@ -34,6 +36,7 @@ use serde_json::json;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel as Connection;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -71,14 +74,16 @@ fn main() -> anyhow::Result<()> {
         Ok(answer.recv()?)
     };
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(async {
-        let mut clients = Vec::new();
+        let mut connections = Vec::new();
         for _ in 0..CONNECTIONS {
-            clients.push(NotificationsClient::connect(format!("http://{address}")).await?);
+            connections.push(Connection::from_shared(format!("http://{address}"))?.connect().await?);
         }
+        let clients: Vec<_> = connections.iter().cloned().map(NotificationsClient::new).collect();
         unary(&clients, UNARY_CALLS / 10).await?;
-        for (name, events) in [("unary", UNARY_CALLS), ("batch", EVENTS), ("stream", EVENTS)] {
+        for (name, events) in [("empty", UNARY_CALLS), ("unary", UNARY_CALLS), ("batch", EVENTS), ("stream", EVENTS)] {
             let (before, began) = (cpu()?, Instant::now());
             match name {
+                "empty" => empty(&connections, events).await?,
                 "unary" => unary(&clients, events).await?,
                 "batch" => batches(&clients, events).await?,
                 _ => stream(&clients, events).await?,
@@ -106,6 +111,18 @@ fn event(n: usize) -> v1::NotifyRequest {
         data: serde_json::from_value(data).ok(),
         ..Default::default()
     }
+}
+
+async fn empty(connections: &[Connection], calls: usize) -> anyhow::Result<()> {
+    let calls = futures::stream::iter(0..calls).map(|n| {
+        let mut client = HealthClient::new(connections[n % connections.len()].clone());
+        async move { client.check(request(HealthCheckRequest::default())).await }
+    });
+    let mut answers = calls.buffer_unordered(CONNECTIONS * CALLS_A_CONNECTION);
+    while let Some(answer) = answers.next().await {
+        answer?;
+    }
+    Ok(())
 }
 
 async fn unary(clients: &[NotificationsClient<Connection>], calls: usize) -> anyhow::Result<()> {

@@ -5,6 +5,7 @@ mod admission;
 mod api;
 mod cost;
 mod latency;
+mod memory;
 mod process;
 mod proof;
 mod report;
@@ -83,6 +84,8 @@ enum Command {
     },
     /// Latency of an open loop: Poisson arrivals, from the intended time of the call to the mail server.
     Latency(latency::Load),
+    /// Peak memory while one notification goes to everyone.
+    Memory(memory::Load),
 }
 
 #[tokio::main]
@@ -113,6 +116,7 @@ async fn run(command: Command, common: &Common) -> anyhow::Result<Report> {
             }
             Command::Admission { events } => admission::run(common, *events, &mut report).await?,
             Command::Latency(load) => latency::run(common, load, &mut report).await?,
+            Command::Memory(load) => memory::run(common, load, &mut report).await?,
         }
     }
     Ok(report)

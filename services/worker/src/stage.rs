@@ -183,16 +183,20 @@ impl Worker {
         for (at, position) in assigned {
             self.begin(at, position);
         }
-        let (mut deliveries, mut instances) = (0, 0);
+        let (mut batches, mut instances, mut new) = (0, 0, false);
         for record in records {
             if matches!(record.at.topic, Topic::Deliveries(_) | Topic::Overflow(_)) {
-                deliveries += 1;
+                batches += 1;
+                new |= matches!(record.at.topic, Topic::Deliveries(_));
                 instances += record.envelope.sections.iter().map(|section| u64::from(section.count)).sum::<u64>();
             }
             self.take_record(record, mark);
         }
-        if deliveries > 0 {
-            self.instances_per_record = instances.div_ceil(deliveries).max(1);
+        if batches > 0 {
+            self.instances_per_record = instances.div_ceil(batches).max(1);
+        }
+        // What comes back from overflow is served before it can be moved again.
+        if new {
             self.make_room();
         }
         if mark > self.durable {

@@ -15,7 +15,7 @@ use herald_node::backends::Backends;
 
 use crate::{
     provider::Seen,
-    scenario::{Scenario, Sent},
+    scenario::{DAY_MS, GUEST, Scenario, ScenarioKind, Sent},
 };
 
 /// What is known of a run besides its books.
@@ -25,8 +25,12 @@ pub struct Facts<'a> {
     pub seen: &'a Seen,
     pub restarts: u64,
     pub in_doubt_instances: u64,
-    /// Whether nothing had to wait, so that order is promised.
-    pub in_order: bool,
+    /// When opt-outs were answered, or at the end of time if they were not, by tenant and user.
+    pub opt_outs: &'a BTreeMap<(String, String), u64>,
+    /// What was appended broken, and whether the append was answered.
+    pub broken: &'a [(NotificationId, bool)],
+    /// When a start of the roles was followed by the next one in the same life.
+    pub taken_over_ms: &'a BTreeMap<u64, u64>,
 }
 
 type Ends = BTreeMap<(NotificationId, String, i32), ReceiptRow>;
@@ -50,10 +54,21 @@ pub async fn contradictions(facts: &Facts<'_>, backends: &Backends) -> anyhow::R
     if !proof.holds() {
         found.push(format!("the books do not hold: {proof:?}"));
     }
+    for (id, promised) in facts.broken {
+        let proof = prove(backends.ledger.as_ref(), &[*id]).await?;
+        let absent = !proof.missing.is_empty() && !promised;
+        if !absent && (!proof.holds() || proof.dead != 1) {
+            found.push(format!("{id} could not be read and did not end as dead: {proof:?}"));
+        }
+    }
     let ends = ends(&sent, backends, &mut found).await?;
     check_ends(facts, &sent, &ends, &mut found);
     check_inboxes(facts, &sent, &ends, backends, &mut found).await?;
     check_provider(facts, &ends, &mut found);
+    check_starts(facts, &mut found);
+    if facts.scenario.kind == ScenarioKind::Orderly {
+        check_order(facts, &mut found);
+    }
     Ok(found)
 }
 
@@ -101,12 +116,19 @@ fn check_ends(facts: &Facts<'_>, sent: &[&Sent], ends: &Ends, found: &mut Vec<St
         let Some(one) = sent.iter().find(|one| one.id == *id) else { continue };
         let reason = row.shared.reason.as_str();
         let is_mail = *channel == Channel::Email as i32;
-        let expected = if user == "nobody" {
+        let may_be_late = one.planned.ttl_ms < DAY_MS && reason == "expired";
+        let changed = facts.opt_outs.contains_key(&(one.planned.tenant.to_string(), user.clone()));
+        let expected = if may_be_late {
+            true
+        } else if user == "nobody" {
             reason == "unknown_user"
+        } else if user == GUEST && !is_mail {
+            reason == "unreachable"
         } else if is_mail && facts.scenario.opted_out.contains(user) {
             reason == "opted_out"
         } else {
-            !matches!(reason, "unknown_user" | "opted_out" | "unreachable")
+            !matches!(reason, "unknown_user" | "unreachable" | "expired" | "poison" | "undecodable")
+                && (reason != "opted_out" || (is_mail && changed))
                 && (reason != "duplicate" || !one.planned.dedupe_key.is_empty())
         };
         if !expected {
@@ -129,6 +151,7 @@ async fn check_inboxes(
     backends: &Backends,
     found: &mut Vec<String>,
 ) -> anyhow::Result<()> {
+    let in_order = facts.scenario.kind == ScenarioKind::Orderly;
     for tenant in &facts.scenario.tenants {
         for user in &facts.scenario.users {
             let (items, _) = backends.inbox.list(tenant, user, StateFilter::Active, None, 1_000).await?;
@@ -136,7 +159,7 @@ async fn check_inboxes(
             // Newest first; the numbers of one actor and lane must fall.
             let mut last: BTreeMap<(String, bool), usize> = BTreeMap::new();
             for id in &has {
-                if let Some(one) = sent.iter().find(|one| one.id == *id).filter(|_| facts.in_order) {
+                if let Some(one) = sent.iter().find(|one| one.id == *id).filter(|_| in_order) {
                     let key = (one.planned.actor.clone(), one.planned.transactional);
                     if last.insert(key, one.planned.number).is_some_and(|later| later < one.planned.number) {
                         found.push(format!("{tenant} {user}: n{} is out of order", one.planned.number));
@@ -172,8 +195,11 @@ fn check_provider(facts: &Facts<'_>, ends: &Ends, found: &mut Vec<String>) {
         duplicates += taken.saturating_sub(1);
         match row.shared.state() {
             State::Delivered if taken == 0 => found.push(format!("{id} {user} {channel}: delivered, never taken")),
-            // Taken, and its worker died before it could commit the claim: the next holder sends again.
-            State::Suppressed if row.shared.reason == "duplicate" => duplicates += taken.min(1),
+            // Taken, and its worker died before it could commit that: whoever comes next decides anew. By then another may
+            // hold the claim, the time be over, or the person have opted out.
+            State::Suppressed if matches!(row.shared.reason.as_str(), "duplicate" | "expired" | "opted_out") => {
+                duplicates += taken.min(1);
+            }
             State::Suppressed if taken > 0 => {
                 found.push(format!("{id} {user} {channel}: {} and taken {taken} times", row.shared.reason));
             }
@@ -186,5 +212,39 @@ fn check_provider(facts: &Facts<'_>, ends: &Ends, found: &mut Vec<String>) {
     let allowed = facts.seen.unanswered + facts.restarts * facts.in_doubt_instances;
     if duplicates > allowed {
         found.push(format!("{duplicates} duplicates at the provider, at most {allowed} are allowed"));
+    }
+}
+
+/// No send starts before its time, more than a second after an opt-out was answered, or for a worker that was replaced.
+fn check_starts(facts: &Facts<'_>, found: &mut Vec<String>) {
+    let due: BTreeMap<NotificationId, u64> = facts.sent.iter().map(|one| (one.id, one.send_at_ms)).collect();
+    for begun in &facts.seen.begun {
+        let late = |since_ms: Option<&u64>, grace_ms: u64| {
+            since_ms.is_some_and(|since_ms| begun.at_ms > since_ms.saturating_add(grace_ms))
+        };
+        if begun.at_ms < due.get(&begun.notification).copied().unwrap_or(0) {
+            found.push(format!("{begun:?} was begun before its time"));
+        }
+        if late(facts.opt_outs.get(&(begun.tenant.clone(), begun.user.clone())), 1_000) {
+            found.push(format!("{begun:?} was begun more than a second after the opt-out"));
+        }
+        if late(facts.taken_over_ms.get(&begun.generation), 3_000) {
+            found.push(format!("{begun:?} was begun by a worker that was replaced"));
+        }
+    }
+}
+
+/// First attempts of one actor's notifications in one lane reach a user in the order in which they were accepted.
+fn check_order(facts: &Facts<'_>, found: &mut Vec<String>) {
+    let sent: BTreeMap<NotificationId, &Sent> = facts.sent.iter().map(|one| (one.id, one)).collect();
+    let mut attempted = BTreeSet::new();
+    let mut last: BTreeMap<(&str, &str, &str, bool), usize> = BTreeMap::new();
+    for begun in &facts.seen.begun {
+        let Some(one) = sent.get(&begun.notification).filter(|_| attempted.insert(begun.instance)) else { continue };
+        let key = (begun.tenant.as_str(), begun.user.as_str(), one.planned.actor.as_str(), one.planned.transactional);
+        let before = last.insert(key, one.planned.number);
+        if before.is_some_and(|before| before > one.planned.number) {
+            found.push(format!("{begun:?}: n{} was first attempted after n{before:?}", one.planned.number));
+        }
     }
 }

@@ -21,8 +21,8 @@ use herald_core::{
             Commit, Committed, Identity, Log, LogError, Mark, Member, NewRecord, Polled, Progress, Record, Subscription,
         },
     },
-    record::{Claim, Cursor, LedgerBatch, Place, Schema},
-    topic::{Group, TopicPartition},
+    record::{Claim, Cursor, LedgerBatch, Place, Schema, UserChange},
+    topic::{Group, Topic, TopicPartition},
 };
 use herald_node::backends::Backends;
 use prost::Message;
@@ -43,6 +43,10 @@ pub enum Mutant {
     DoneMapIgnored,
     /// The orchestrator does not say what it created.
     ManifestNotWritten,
+    /// The worker books an end twice.
+    ReceiptTwice,
+    /// The worker does not learn who changed.
+    ChangesUnread,
 }
 
 /// What goes wrong in a run.
@@ -97,15 +101,6 @@ impl Faults {
             trace.update(record.at.to_string().as_bytes());
             trace.update(&record.timestamp_ms.to_be_bytes());
             trace.update(&record.body);
-            if std::env::var("HERALD_SIM_TRACE").is_ok() {
-                println!(
-                    "TRACE {} {} {:x} {:?}",
-                    record.at,
-                    record.timestamp_ms,
-                    xxhash_rust::xxh3::xxh3_64(&record.body),
-                    record.envelope.schema()
-                );
-            }
         }
     }
 }
@@ -161,6 +156,10 @@ impl Subscription for FaultySubscription {
             return Err(LogError::Unavailable("simulated".into()));
         }
         let mut polled = self.inner.poll(max, wait).await?;
+        if self.faults.mutant == Mutant::ChangesUnread {
+            let changes = polled.records.iter_mut().filter(|record| record.at.topic == Topic::UserChanges);
+            changes.for_each(|record| record.body = UserChange::default().encode_to_vec().into());
+        }
         if self.faults.mutant == Mutant::DoneMapIgnored {
             polled.assigned.iter_mut().for_each(|(_, position)| position.done = Default::default());
         }
@@ -170,6 +169,9 @@ impl Subscription for FaultySubscription {
     async fn commit(&mut self, mut commit: Commit) -> Result<Committed, LogError> {
         if self.faults.mutant == Mutant::ManifestNotWritten && self.group == Group::Orchestrator {
             commit.outputs.retain_mut(without_manifests);
+        }
+        if self.faults.mutant == Mutant::ReceiptTwice && self.group == Group::Worker {
+            commit.outputs.iter_mut().for_each(with_a_receipt_twice);
         }
         self.faults.trace(&commit.outputs);
         self.faults.crash().await;
@@ -190,6 +192,15 @@ impl Subscription for FaultySubscription {
 
     async fn end(&mut self, at: TopicPartition) -> Result<u64, LogError> {
         self.inner.end(at).await
+    }
+}
+
+fn with_a_receipt_twice(record: &mut NewRecord) {
+    if record.envelope.schema() == Schema::LedgerBatch
+        && let Ok(mut batch) = LedgerBatch::decode(record.body.clone())
+    {
+        batch.receipts.extend(batch.receipts.first().cloned());
+        record.body = batch.encode_to_vec().into();
     }
 }
 

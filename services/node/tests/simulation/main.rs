@@ -6,6 +6,8 @@
 //!
 //! `HERALD_SIM_SEEDS=5000` runs more seeds; `HERALD_SIM_SEED=17` runs one and prints what it found.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a simulation that cannot go on must stop where it is")]
+
 mod check;
 mod faults;
 mod provider;
@@ -13,11 +15,12 @@ mod scenario;
 mod world;
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use herald_core::{ids::NotificationId, ports::log::Identity, topic::Layout};
+use herald_core::{books::Totals, ids::NotificationId, ports::log::Identity, topic::Layout};
 use herald_embedded::{
     SyncFirst,
     disk::MemoryDisk,
@@ -35,8 +38,8 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::{
     check::{Facts, contradictions},
     faults::{Faults, Mutant},
-    provider::Provider,
-    scenario::{Scenario, Sent, send},
+    provider::{Manner, Provider},
+    scenario::{Scenario, ScenarioKind, Sent, Step, break_deliveries, break_request, opt_out, send},
     world::{Chance, EPOCH_MS, world_at},
 };
 
@@ -62,6 +65,11 @@ struct Simulation {
     kv: Arc<MemoryKv>,
     now_ms: u64,
     sent: Vec<Sent>,
+    opt_outs: BTreeMap<(String, String), u64>,
+    broken: Vec<(NotificationId, bool)>,
+    /// Starts of the roles so far, and when one was followed by the next in the same life.
+    generation: u64,
+    taken_over_ms: BTreeMap<u64, u64>,
     next: usize,
     set_up: bool,
     restarts: u64,
@@ -72,18 +80,24 @@ struct Simulation {
 
 fn simulate(seed: u64, mutant: Mutant) -> Report {
     let chance = Chance::of_seed(seed);
-    let scenario = Scenario::of(&chance);
+    let scenario = Scenario::of(seed, &chance);
+    let orderly = scenario.kind == ScenarioKind::Orderly;
+    let manner = if orderly { Manner::Orderly } else { Manner::Rough };
     let mut simulation = Simulation {
-        provider: Provider::new(Chance::of_seed(chance.next())),
+        provider: Provider::new(Chance::of_seed(chance.next()), manner),
         scenario,
         disk: MemoryDisk::new(),
         kv: Arc::new(MemoryKv::new()),
         now_ms: EPOCH_MS,
         sent: Vec::new(),
+        opt_outs: BTreeMap::new(),
+        broken: Vec::new(),
+        generation: 0,
+        taken_over_ms: BTreeMap::new(),
         next: 0,
         set_up: false,
         restarts: 0,
-        store_errors_one_in: [0, 20, 60][chance.below(3) as usize],
+        store_errors_one_in: if orderly { 0 } else { [0, 20, 60][chance.below(3) as usize] },
         mutant,
         trace: Arc::default(),
         chance,
@@ -149,12 +163,20 @@ impl Simulation {
         let stores = Stores::open(self.kv.clone());
         let plain = Backends::embedded(log, &stores);
         let backends = faults.wrap(plain.clone());
-        let provider = if last { self.provider.healed() } else { self.provider.clone() };
+        let provider = if last { self.provider.in_manner(Manner::Healed) } else { self.provider.clone() };
         let mut config = Config::default();
         config.worker.in_doubt_instances = IN_DOUBT;
         config.worker.send_deadline_ms = 2_000;
         config.worker.retry_cap_ms = 10_000;
-        let roles = Roles::start(&config, &backends, vec![Arc::new(provider)], &world).await?;
+        if self.scenario.kind != ScenarioKind::Orderly && self.chance.one_in(4) {
+            // Windows that are soon full, so that much goes through overflow.
+            config.worker.window_instances = 40;
+            config.orchestrator.window_records = 6;
+        }
+        self.generation += 1;
+        let mut generation = self.generation;
+        let sees = provider.of(&world, generation);
+        let roles = Roles::start(&config, &backends, vec![Arc::new(sees)], &world).await?;
         if !self.set_up {
             self.scenario.set_up(&plain, &roles, self.now_ms).await?;
             self.set_up = true;
@@ -165,22 +187,64 @@ impl Simulation {
                 false => tokio::time::sleep(Duration::from_millis(self.chance.below(4_000))).await,
             }
         };
-        let failed = roles.failed.clone();
-        let scenario = &self.scenario;
-        let (sent, next, chance) = (&mut self.sent, &mut self.next, self.chance.clone());
+        // The roles are started once more while they run, as a supervisor does that takes them for dead.
+        let takes_over_after = (!last && self.chance.one_in(3)).then(|| self.chance.below(2_000));
+        self.restarts += u64::from(takes_over_after.is_some());
+        self.generation += u64::from(takes_over_after.is_some());
+        let taken_over_ms = &mut self.taken_over_ms;
+        let lives = async {
+            let Some(after_ms) = takes_over_after else {
+                roles.failed.cancelled().await;
+                return;
+            };
+            tokio::time::sleep(Duration::from_millis(after_ms)).await;
+            generation += 1;
+            let sees = provider.of(&world, generation);
+            if let Ok(second) = Roles::start(&config, &backends, vec![Arc::new(sees)], &world).await {
+                taken_over_ms.insert(generation - 1, world.now_ms());
+                second.failed.cancelled().await;
+            }
+        };
+        let (scenario, chance) = (&self.scenario, self.chance.clone());
+        let (sent, next) = (&mut self.sent, &mut self.next);
+        let (opt_outs, broken) = (&mut self.opt_outs, &mut self.broken);
         let traffic = async {
-            while let Some(planned) = scenario.planned.get(*next) {
-                tokio::time::sleep(Duration::from_millis(planned.pause_ms)).await;
-                let now_ms = world.now_ms();
-                let id = match planned.idempotency_key.as_str() {
-                    "" => world.notification_id(),
-                    key => NotificationId::of_idempotency_key(&planned.tenant, key, now_ms),
-                };
+            while let Some(step) = scenario.steps.get(*next) {
+                tokio::time::sleep(Duration::from_millis(chance.below(40))).await;
                 *next += 1;
-                sent.push(Sent { id, planned: planned.clone(), promised: false });
-                let accepted = send(planned, id, chance.one_in(2), &plain, now_ms).await;
-                if let Some(one) = sent.last_mut() {
-                    one.promised = accepted.is_ok();
+                let now_ms = world.now_ms();
+                match step {
+                    Step::Notify(planned) => {
+                        let id = match planned.idempotency_key.as_str() {
+                            "" => world.notification_id(),
+                            key => NotificationId::of_idempotency_key(&planned.tenant, key, now_ms),
+                        };
+                        let send_at_ms = now_ms + planned.send_in_ms;
+                        sent.push(Sent { id, planned: planned.clone(), send_at_ms, promised: false });
+                        let accepted = send(planned, id, chance.one_in(2), &plain, now_ms).await;
+                        if let Some(one) = sent.last_mut() {
+                            one.promised = accepted.is_ok();
+                        }
+                    }
+                    Step::OptOut { tenant, user } => {
+                        let key = (tenant.to_string(), user.clone());
+                        opt_outs.entry(key.clone()).or_insert(u64::MAX);
+                        if opt_out(tenant, user, &plain, now_ms).await.is_ok() {
+                            opt_outs.entry(key).and_modify(|at_ms| *at_ms = world.now_ms().min(*at_ms));
+                        }
+                    }
+                    Step::BrokenRequest { tenant } => {
+                        broken.push((world.notification_id(), false));
+                        if let Some((id, promised)) = broken.last_mut() {
+                            *promised = break_request(tenant, *id, &plain, now_ms).await.is_ok();
+                        }
+                    }
+                    Step::BrokenDeliveries { tenant, user } => {
+                        broken.push((world.notification_id(), false));
+                        if let Some((id, promised)) = broken.last_mut() {
+                            *promised = break_deliveries(tenant, user, *id, &plain, now_ms).await.is_ok();
+                        }
+                    }
                 }
             }
             match last {
@@ -191,20 +255,22 @@ impl Simulation {
         tokio::select! {
             biased;
             () = crashed.cancelled() => return Ok(Vec::new()),
-            () = failed.cancelled() => {
+            () = lives => {
                 return Ok(if last { vec!["a role failed without a fault".into()] } else { Vec::new() });
             }
             () = end_of_life => return Ok(Vec::new()),
             () = traffic => {}
         }
-        let seen = self.provider.seen.lock().unwrap();
+        let seen = std::mem::take(&mut *self.provider.seen.lock().unwrap());
         let facts = Facts {
             scenario: &self.scenario,
             sent: &self.sent,
             seen: &seen,
             restarts: self.restarts,
             in_doubt_instances: IN_DOUBT,
-            in_order: self.store_errors_one_in == 0,
+            opt_outs: &self.opt_outs,
+            broken: &self.broken,
+            taken_over_ms: &self.taken_over_ms,
         };
         contradictions(&facts, &plain).await
     }
@@ -212,22 +278,27 @@ impl Simulation {
 
 /// Waits until every notification that the ledger knows is settled and stays so, or time is up.
 async fn settle(sent: &[Sent], backends: &Backends) {
-    let ids: Vec<NotificationId> = sent.iter().map(|one| one.id).collect();
     let settled = async {
         // The ledger must have read what was appended last.
         tokio::time::sleep(Duration::from_secs(5)).await;
-        loop {
-            if let Ok(totals) = backends.ledger.totals(&ids).await
-                && totals.iter().flatten().all(herald_core::books::Totals::settled)
-            {
-                return;
-            }
+        while !all_settled(sent, backends).await.unwrap_or(false) {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     };
     let _too_late = tokio::time::timeout(SETTLE, settled).await;
     // Whatever is settled twice is booked by now.
     tokio::time::sleep(Duration::from_secs(90)).await;
+}
+
+async fn all_settled(sent: &[Sent], backends: &Backends) -> anyhow::Result<bool> {
+    for one in sent {
+        let known = backends.ledger.request(&one.planned.tenant, &one.id).await?.is_some();
+        let totals = backends.ledger.totals(&[one.id]).await?;
+        if known && !totals.iter().flatten().any(Totals::settled) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn env(name: &str) -> Option<u64> {
@@ -268,7 +339,14 @@ fn the_same_seed_gives_the_same_trace() {
 
 #[test]
 fn some_seed_catches_each_mutant() {
-    for mutant in [Mutant::ClaimSkipped, Mutant::CommitSplit, Mutant::DoneMapIgnored, Mutant::ManifestNotWritten] {
+    for mutant in [
+        Mutant::ClaimSkipped,
+        Mutant::CommitSplit,
+        Mutant::DoneMapIgnored,
+        Mutant::ManifestNotWritten,
+        Mutant::ReceiptTwice,
+        Mutant::ChangesUnread,
+    ] {
         let caught = (0..50).find(|seed| !simulate(*seed, mutant).contradictions.is_empty());
         println!("{mutant:?}: caught by seed {caught:?}");
         assert!(caught.is_some(), "no seed catches {mutant:?}");

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use herald_core::{
-    ids::{NotificationId, TenantId, ordering_partition, user_hash},
+    ids::{InstanceId, NotificationId, TenantId, ordering_partition, shard_of, user_hash},
     outputs::FEATURE_LEVEL,
     packed,
     people::{ChannelPreference, Endpoint, Preferences, User},
@@ -14,7 +14,10 @@ use herald_core::{
         directory::{AudienceKey, Membership, PersonChange},
         log::{LogError, NewRecord},
     },
-    record::{self, Channel, Envelope, Notification, Request, Schema, SectionSummary, audience::Kind},
+    record::{
+        self, Channel, Envelope, InlineList, InlineRecipient, LedgerBatch, Manifest, Notification, Request, Schema,
+        SectionSummary, UserChange, audience::Kind,
+    },
     topic::{Lane, Topic, TopicPartition},
 };
 use herald_node::{backends::Backends, roles::Roles};
@@ -37,9 +40,31 @@ pub struct Planned {
     pub dedupe_key: String,
     pub idempotency_key: String,
     pub transactional: bool,
-    pub pause_ms: u64,
+    /// How far ahead it is to be sent.
+    pub send_in_ms: u64,
+    pub ttl_ms: u64,
     /// Users who must have an instance on each channel.
     pub recipients: BTreeSet<String>,
+}
+
+/// What happens next.
+#[derive(Debug, Clone)]
+pub enum Step {
+    Notify(Planned),
+    /// A person does not want mail any more.
+    OptOut {
+        tenant: TenantId,
+        user: String,
+    },
+    /// A request that nobody can read.
+    BrokenRequest {
+        tenant: TenantId,
+    },
+    /// Deliveries that nobody can read.
+    BrokenDeliveries {
+        tenant: TenantId,
+        user: String,
+    },
 }
 
 /// A notification that was handed over.
@@ -47,6 +72,8 @@ pub struct Planned {
 pub struct Sent {
     pub id: NotificationId,
     pub planned: Planned,
+    /// Before this time nothing of it may be sent.
+    pub send_at_ms: u64,
     /// Whether a 202 would have been given.
     pub promised: bool,
 }
@@ -58,29 +85,74 @@ pub struct Scenario {
     /// Who does not want mail, in every tenant.
     pub opted_out: BTreeSet<String>,
     pub followers: BTreeMap<String, BTreeSet<String>>,
-    pub planned: Vec<Planned>,
+    pub steps: Vec<Step>,
+    pub kind: ScenarioKind,
 }
 
+/// What a scenario is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScenarioKind {
+    /// Everything at once.
+    Mixed,
+    /// Nothing has to wait, so that order is promised.
+    Orderly,
+    /// Audiences of several pages.
+    Crowds,
+}
+
+/// The time to live where none is asked for.
+pub const DAY_MS: u64 = 86_400_000;
+
 impl Scenario {
-    pub fn of(chance: &Chance) -> Self {
-        let tenants: Vec<TenantId> = (0..3 + chance.below(2)).map(|i| TenantId::trusted(&format!("t{i}"))).collect();
-        let users: Vec<String> = (0..6 + chance.below(30)).map(|i| format!("u{i}")).collect();
+    pub fn of(seed: u64, chance: &Chance) -> Self {
+        let kind = match seed % 20 {
+            4 => ScenarioKind::Crowds,
+            1 | 6 | 11 | 16 => ScenarioKind::Orderly,
+            _ => ScenarioKind::Mixed,
+        };
+        let (crowd, steps) = match kind {
+            ScenarioKind::Crowds => (1_100, 5 + chance.below(4)),
+            _ => (6, 25 + chance.below(40)),
+        };
+        let tenants: Vec<TenantId> =
+            (0..if crowd > 6 { 1 } else { 3 + chance.below(2) }).map(|i| TenantId::trusted(&format!("t{i}"))).collect();
+        let users: Vec<String> = (0..crowd + chance.below(30)).map(|i| format!("u{i}")).collect();
         let opted_out = users.iter().filter(|_| chance.one_in(6)).cloned().collect();
         let mut followers: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for followee in users.iter().take(4) {
             let some = users.iter().filter(|user| *user != followee && chance.one_in(2)).cloned().collect();
             followers.insert(followee.clone(), some);
         }
-        let mut scenario = Self { tenants, users, opted_out, followers, planned: Vec::new() };
-        scenario.planned = (0..25 + chance.below(40) as usize).map(|number| scenario.plan(number, chance)).collect();
+        let mut scenario = Self { tenants, users, opted_out, followers, steps: Vec::new(), kind };
+        scenario.steps = (0..steps as usize).map(|number| scenario.step(number, chance)).collect();
         scenario
     }
 
-    fn plan(&self, number: usize, chance: &Chance) -> Planned {
+    fn step(&self, number: usize, chance: &Chance) -> Step {
+        let tenant = self.tenants[chance.below(self.tenants.len() as u64) as usize].clone();
+        let user = self.users[chance.below(self.users.len() as u64) as usize].clone();
+        match chance.below(24) {
+            0..=2 if self.kind != ScenarioKind::Orderly => Step::OptOut { tenant, user },
+            3 => Step::BrokenRequest { tenant },
+            4 => Step::BrokenDeliveries { tenant, user },
+            _ => Step::Notify(self.plan(tenant, number, chance)),
+        }
+    }
+
+    fn plan(&self, tenant: TenantId, number: usize, chance: &Chance) -> Planned {
         let actor = self.users[chance.below(4) as usize].clone();
-        let (kind, mut recipients): (Kind, BTreeSet<String>) = match chance.below(4) {
+        let (kind, mut recipients): (Kind, BTreeSet<String>) = match chance.below(5) {
             0 => (Kind::FollowersOf(actor.clone()), self.followers[&actor].clone()),
             1 => (Kind::Everyone(true), self.users.iter().cloned().collect()),
+            2 => {
+                let mut inline: Vec<InlineRecipient> = Vec::new();
+                for user in self.users.iter().take(40).filter(|_| chance.one_in(4)) {
+                    inline.push(inline_recipient(user));
+                }
+                inline.push(inline_recipient(GUEST));
+                let listed = inline.iter().map(|recipient| recipient.user_id.clone()).collect();
+                (Kind::Inline(InlineList { recipients: inline }), listed)
+            }
             _ => {
                 let mut listed: BTreeSet<String> = self.users.iter().filter(|_| chance.one_in(3)).cloned().collect();
                 if chance.one_in(4) {
@@ -91,14 +163,21 @@ impl Scenario {
         };
         recipients.remove(&actor);
         Planned {
-            tenant: self.tenants[chance.below(self.tenants.len() as u64) as usize].clone(),
+            tenant,
             number,
             kind,
             actor,
             dedupe_key: if chance.one_in(3) { format!("k{}", chance.below(3)) } else { String::new() },
             idempotency_key: if chance.one_in(4) { format!("call-{number}") } else { String::new() },
             transactional: chance.one_in(2),
-            pause_ms: chance.below(40),
+            send_in_ms: match self.kind {
+                ScenarioKind::Mixed if chance.one_in(6) => chance.below(120_000),
+                _ => 0,
+            },
+            ttl_ms: match self.kind {
+                ScenarioKind::Mixed if chance.one_in(8) => chance.below(3_000),
+                _ => DAY_MS,
+            },
             recipients,
         }
     }
@@ -130,6 +209,8 @@ impl Scenario {
                     .map(|user| Membership { audience: AudienceKey::FollowersOf(followee.clone()), user: user.clone() })
             });
             backends.directory.set_members(tenant, members.collect(), true).await?;
+            // What is stored before an append is durable once the append is.
+            tell_change(tenant, "nobody", backends, now_ms).await?;
         }
         Ok(())
     }
@@ -142,19 +223,127 @@ impl Scenario {
             let user = User { user_id: user_id.clone(), endpoints, ..Default::default() };
             changes.push(PersonChange::Profile { user, expect: None });
             if self.opted_out.contains(user_id) {
-                let no_mail = ChannelPreference { enabled: Some(false), ..Default::default() };
-                let preferences = Preferences { channels: [("email".into(), no_mail)].into(), ..Default::default() };
-                changes.push(PersonChange::Preferences { user_id: user_id.clone(), preferences });
+                changes.push(no_mail(user_id));
             }
         }
         changes
     }
 }
 
+/// Somebody who is not registered and is written to inline.
+pub const GUEST: &str = "guest";
+
+fn inline_recipient(user: &str) -> InlineRecipient {
+    let address = format!("{user}@inline.example.org");
+    let endpoint = record::Endpoint { channel: Channel::Email as i32, address, ..Default::default() };
+    InlineRecipient { user_id: user.to_owned(), endpoints: vec![endpoint], ..Default::default() }
+}
+
 fn user_list(users: &BTreeSet<String>) -> record::UserList {
     let mut users: Vec<&str> = users.iter().map(String::as_str).collect();
     users.sort_by_key(|user| (user_hash(user), *user));
     record::UserList { count: users.len() as u32, packed: packed::pack(users) }
+}
+
+fn no_mail(user_id: &str) -> PersonChange {
+    let no_mail = ChannelPreference { enabled: Some(false), ..Default::default() };
+    let preferences = Preferences { channels: [("email".into(), no_mail)].into(), ..Default::default() };
+    PersonChange::Preferences { user_id: user_id.to_owned(), preferences }
+}
+
+/// Stores an opt-out and tells the workers, as a gateway does before it answers.
+pub async fn opt_out(tenant: &TenantId, user: &str, backends: &Backends, now_ms: u64) -> Result<(), LogError> {
+    let stored = backends.directory.change(tenant, vec![no_mail(user)], now_ms).await;
+    stored.map_err(|error| LogError::Unavailable(error.to_string()))?;
+    tell_change(tenant, user, backends, now_ms).await
+}
+
+async fn tell_change(tenant: &TenantId, user: &str, backends: &Backends, now_ms: u64) -> Result<(), LogError> {
+    let change = UserChange { tenant: tenant.as_str().into(), user_id: user.into(), version: 2, erased: false };
+    let shard = shard_of(tenant.as_str(), user, backends.log.identity().layout.shards);
+    let at = TopicPartition { topic: Topic::UserChanges, partition: shard };
+    let record = record_at(at, tenant, Schema::UserChange, Vec::new(), change.encode_to_vec(), backends, now_ms);
+    backends.log.append(vec![record]).await.map(|_| ())
+}
+
+/// Appends a request whose body cannot be read.
+pub async fn break_request(
+    tenant: &TenantId,
+    id: NotificationId,
+    backends: &Backends,
+    now_ms: u64,
+) -> Result<(), LogError> {
+    let at = TopicPartition { topic: Topic::Requests(Lane::Bulk), partition: 0 };
+    let summary = SectionSummary { notification_id: id.0.to_vec().into(), ..Default::default() };
+    let record = record_at(at, tenant, Schema::Request, vec![summary], GARBAGE.to_vec(), backends, now_ms);
+    backends.log.append(vec![record]).await.map(|_| ())
+}
+
+/// Appends deliveries whose body cannot be read, with the manifest that says that they are there.
+pub async fn break_deliveries(
+    tenant: &TenantId,
+    user: &str,
+    id: NotificationId,
+    backends: &Backends,
+    now_ms: u64,
+) -> Result<(), LogError> {
+    let layout = backends.log.identity().layout;
+    let hash_sum = InstanceId::of(&id, user, Channel::Email).book_hash();
+    let summary = SectionSummary {
+        tenant: tenant.as_str().into(),
+        notification_id: id.0.to_vec().into(),
+        channel: Channel::Email as i32,
+        count: 1,
+        hash_sum,
+    };
+    let manifest = Manifest {
+        notification_id: id.0.to_vec().into(),
+        tenant: tenant.as_str().into(),
+        channel: Channel::Email as i32,
+        count: 1,
+        hash_sum,
+        last: true,
+        ..Default::default()
+    };
+    let batch = LedgerBatch { manifests: vec![manifest], receipts: Vec::new() };
+    let shard = shard_of(tenant.as_str(), user, layout.shards);
+    let home = TopicPartition { topic: Topic::Deliveries(Lane::Transactional), partition: shard };
+    let garbage = GARBAGE.to_vec();
+    let records = vec![
+        record_at(home, tenant, Schema::DeliveryBatch, vec![summary], garbage, backends, now_ms),
+        record_at(
+            layout.receipts_of(&id),
+            tenant,
+            Schema::LedgerBatch,
+            Vec::new(),
+            batch.encode_to_vec(),
+            backends,
+            now_ms,
+        ),
+    ];
+    backends.log.append(records).await.map(|_| ())
+}
+
+const GARBAGE: &[u8] = &[0xff; 40];
+
+fn record_at(
+    at: TopicPartition,
+    tenant: &TenantId,
+    schema: Schema,
+    sections: Vec<SectionSummary>,
+    body: Vec<u8>,
+    backends: &Backends,
+    now_ms: u64,
+) -> NewRecord {
+    let envelope = Envelope {
+        schema: schema as i32,
+        feature_level: FEATURE_LEVEL,
+        region: backends.log.identity().region.clone(),
+        tenant: tenant.as_str().into(),
+        sections,
+        ..Default::default()
+    };
+    NewRecord { at, key: Bytes::new(), timestamp_ms: now_ms, envelope, body: body.into() }
 }
 
 /// The record of a notification.
@@ -170,7 +359,8 @@ pub fn request_record(planned: &Planned, id: NotificationId, backends: &Backends
         dedupe_key: planned.dedupe_key.clone(),
         transactional: planned.transactional,
         accepted_ms: now_ms,
-        expires_ms: now_ms + 86_400_000,
+        send_at_ms: if planned.send_in_ms > 0 { now_ms + planned.send_in_ms } else { 0 },
+        expires_ms: now_ms + planned.send_in_ms + planned.ttl_ms,
         data: serde_json::json!({"text": format!("n{}", planned.number)}).to_string().into(),
         ..Default::default()
     };
@@ -184,23 +374,9 @@ pub fn request_record(planned: &Planned, id: NotificationId, backends: &Backends
     };
     let lane = if planned.transactional { Lane::Transactional } else { Lane::Bulk };
     let summary = SectionSummary { notification_id: notification.id.clone(), ..Default::default() };
-    NewRecord {
-        at: TopicPartition {
-            topic: Topic::Requests(lane),
-            partition: ordering_partition(tenant, &planned.actor, identity.layout.requests),
-        },
-        key: Bytes::new(),
-        timestamp_ms: now_ms,
-        envelope: Envelope {
-            schema: Schema::Request as i32,
-            feature_level: FEATURE_LEVEL,
-            region: identity.region.clone(),
-            tenant: tenant.into(),
-            sections: vec![summary],
-            ..Default::default()
-        },
-        body: request.encode_to_vec().into(),
-    }
+    let partition = ordering_partition(tenant, &planned.actor, identity.layout.requests);
+    let at = TopicPartition { topic: Topic::Requests(lane), partition };
+    record_at(at, &planned.tenant, Schema::Request, vec![summary], request.encode_to_vec(), backends, now_ms)
 }
 
 /// Hands a notification over as a gateway does; sometimes as two gateways do that both serve the same call.

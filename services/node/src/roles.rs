@@ -40,7 +40,8 @@ pub struct Config {
     pub members: Members,
 }
 
-/// How many members of a role run in this process; each serves its share of the partitions.
+/// How many members of a role run in this process; each serves its share of the partitions. 0 leaves a role out, which is
+/// for measuring the others.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Members {
@@ -48,7 +49,7 @@ pub struct Members {
     pub orchestrator: u32,
     /// Workers.
     pub worker: u32,
-    /// Ledgers; 0 keeps no books, which is for measuring the rest.
+    /// Ledgers.
     pub ledger: u32,
 }
 
@@ -127,10 +128,6 @@ impl Roles {
 
     fn start_ledger(&mut self, config: &Config, backends: &Backends, world: &World) {
         let members = config.members.ledger;
-        if members == 0 {
-            tracing::warn!("no books are kept");
-            return;
-        }
         let (config, log, ledger) = (config.ledger.clone(), backends.log.clone(), backends.ledger.clone());
         let (world, stats) = (world.clone(), self.counters.ledger.clone());
         self.stage("ledger", members, move |member, shutdown| {
@@ -177,10 +174,14 @@ impl Roles {
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
+        if count == 0 {
+            tracing::warn!(role = name, "this role does not run here");
+            return;
+        }
         let (shutdown, failed) = (CancellationToken::new(), self.failed.clone());
         let mut members = JoinSet::new();
-        for ordinal in 0..count.max(1) {
-            members.spawn(member(Member { ordinal, count: count.max(1) }, shutdown.clone()));
+        for ordinal in 0..count {
+            members.spawn(member(Member { ordinal, count }, shutdown.clone()));
         }
         let told = shutdown.clone();
         let task = tokio::spawn(async move {

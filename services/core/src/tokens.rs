@@ -87,7 +87,40 @@ impl UnsubscribeToken {
 
     /// The link for `List-Unsubscribe` (RFC 8058): a POST to it acts at once, a GET asks.
     pub fn url(&self, public_url: &str, secret: &str) -> String {
-        format!("{}/v1/unsubscribe/{}", public_url.trim_end_matches('/'), self.sign(secret))
+        UnsubscribeLinks::new(public_url, secret).url(&self.tenant, &self.user, &self.channel, &self.category)
+    }
+}
+
+/// Makes the links of [`UnsubscribeToken::url`] for many mails: what they share is computed once.
+pub struct UnsubscribeLinks {
+    key: hmac::Key,
+    /// Everything before the token.
+    base: String,
+}
+
+/// An [`UnsubscribeToken`] that borrows.
+#[derive(Serialize)]
+struct UnsubscribePayload<'a> {
+    t: &'a str,
+    u: &'a str,
+    h: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    c: &'a str,
+}
+
+impl UnsubscribeLinks {
+    /// For links that lead to `public_url`, signed with a secret in hex.
+    pub fn new(public_url: &str, secret: &str) -> Self {
+        Self { key: key(secret), base: format!("{}/v1/unsubscribe/", public_url.trim_end_matches('/')) }
+    }
+
+    /// The link of one user, channel and category.
+    pub fn url(&self, tenant: &str, user: &str, channel: &str, category: &str) -> String {
+        let payload = UnsubscribePayload { t: tenant, u: user, h: channel, c: category };
+        let mut url = String::with_capacity(256);
+        url.push_str(&self.base);
+        append_signed(UNSUBSCRIBE_PREFIX, &payload, &self.key, &mut url);
+        url
     }
 }
 
@@ -96,14 +129,21 @@ fn key(secret: &str) -> hmac::Key {
 }
 
 fn sign(prefix: &str, payload: &impl Serialize, secret: &str) -> String {
+    let mut token = String::new();
+    append_signed(prefix, payload, &key(secret), &mut token);
+    token
+}
+
+/// Appends a token; what is before it is not signed.
+fn append_signed(prefix: &str, payload: &impl Serialize, key: &hmac::Key, out: &mut String) {
+    let begin = out.len();
     // Structs of strings and numbers always serialize.
     let payload = serde_json::to_vec(payload).unwrap_or_default();
-    let mut token = prefix.to_owned();
-    URL_SAFE_NO_PAD.encode_string(payload, &mut token);
-    let mac = hmac::sign(&key(secret), token.as_bytes());
-    token.push('.');
-    URL_SAFE_NO_PAD.encode_string(mac, &mut token);
-    token
+    out.push_str(prefix);
+    URL_SAFE_NO_PAD.encode_string(payload, out);
+    let mac = hmac::sign(key, &out.as_bytes()[begin..]);
+    out.push('.');
+    URL_SAFE_NO_PAD.encode_string(mac, out);
 }
 
 fn verify<T: DeserializeOwned>(prefix: &str, text: &str, secret: &str) -> Result<T, InvalidToken> {
@@ -135,6 +175,22 @@ mod tests {
         let text = token().sign(SECRET);
         assert_eq!(UserToken::verify(&text, SECRET, 999), Ok(token()));
         assert_eq!(UserToken::verify(&text, SECRET, 1_000), Err(InvalidToken::Expired));
+    }
+
+    #[test]
+    fn a_link_carries_the_same_token_that_is_signed_alone() {
+        for category in ["", "social"] {
+            let [tenant, user, channel] = ["acme", "ü \"1", "email"];
+            let token = UnsubscribeToken {
+                tenant: tenant.into(),
+                user: user.into(),
+                channel: channel.into(),
+                category: category.into(),
+            };
+            let url = UnsubscribeLinks::new("https://h.example/", SECRET).url(tenant, user, channel, category);
+            assert_eq!(url, format!("https://h.example/v1/unsubscribe/{}", token.sign(SECRET)));
+            assert_eq!(UnsubscribeToken::verify(url.rsplit('/').next().unwrap(), SECRET), Ok(token));
+        }
     }
 
     #[test]

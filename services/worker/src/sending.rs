@@ -8,7 +8,7 @@ use herald_core::{
     policy::{Policy, SIGNING_SECRET},
     ports::channel::{Channel, Message},
     record::State,
-    tokens::UnsubscribeToken,
+    tokens::UnsubscribeLinks,
 };
 use herald_templates::Rendered;
 
@@ -228,6 +228,16 @@ impl Worker {
         }
     }
 
+    /// What makes unsubscribe links with the policy's secret.
+    fn unsubscribe_links(&mut self, policy: &Policy) -> Option<Arc<UnsubscribeLinks>> {
+        let secret = policy.secret(SIGNING_SECRET)?;
+        if self.links.as_ref().is_none_or(|(signed_with, _)| signed_with != secret) {
+            let links = UnsubscribeLinks::new(&self.config.public_url, secret);
+            self.links = Some((secret.to_owned(), Arc::new(links)));
+        }
+        self.links.as_ref().map(|(_, links)| links.clone())
+    }
+
     /// Renders what is to be sent. In-app items are put out at once; messages for a provider are returned.
     fn render(
         &mut self,
@@ -242,10 +252,10 @@ impl Worker {
         let head = &chunk.head;
         let users: Vec<&str> = head.users().collect();
         let now_ms = self.deps.world.now_ms();
+        let links = self.unsubscribe_links(policy);
         let shard = self.shards.get_mut(&number)?;
         let has_provider = self.deps.channels.iter().any(|channel| channel.kind() == head.channel);
         let category = renderer.category().to_owned();
-        let secret = policy.secret(SIGNING_SECRET);
         let mut ended = Ended::new(head.id, head.channel);
         let mut finished: Vec<u32> = Vec::with_capacity(plan.len());
         let mut in_app = InAppItems::new(head);
@@ -267,7 +277,10 @@ impl Worker {
                 finished.push(index);
                 continue;
             }
-            let url = || unsubscribe_url(&self.config.public_url, secret, head, user, &category);
+            let url = || {
+                let (tenant, channel) = (head.tenant.as_str(), channel_name(head.channel));
+                links.as_ref().map(|links| links.url(tenant, user, channel, &category))
+            };
             let fault = match renderer.render(user, known, url, &mut rendered) {
                 Ok(url) => match (content_of(&rendered), endpoint_of(known, head), has_provider) {
                     (None, ..) => {
@@ -351,15 +364,4 @@ impl Worker {
 fn endpoint_of(known: &Known, head: &Head) -> Option<Endpoint> {
     let channel = channel_name(head.channel);
     known.endpoints.iter().find(|endpoint| endpoint.channel == channel).cloned()
-}
-
-/// The one-click unsubscribe link of a user, channel and category.
-fn unsubscribe_url(public_url: &str, secret: Option<&str>, head: &Head, user: &str, category: &str) -> Option<String> {
-    let token = UnsubscribeToken {
-        tenant: head.tenant.as_str().to_owned(),
-        user: user.to_owned(),
-        channel: channel_name(head.channel).to_owned(),
-        category: category.to_owned(),
-    };
-    secret.map(|secret| token.url(public_url, secret))
 }

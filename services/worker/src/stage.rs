@@ -12,6 +12,7 @@ use herald_core::{
     outputs::Outputs,
     ports::log::{Commit, Committed, LogError, Mark, Member, Polled, Position, Record, Subscription},
     record::UserChange,
+    tokens::UnsubscribeLinks,
     topic::{Group, Topic, TopicPartition},
 };
 use prost::Message as _;
@@ -55,6 +56,8 @@ pub(crate) struct Worker {
     pub(crate) next_shard: usize,
     pub(crate) people: People,
     pub(crate) renderers: Renderers,
+    /// Unsubscribe links and the secret that signs them.
+    pub(crate) links: Option<(String, Arc<UnsubscribeLinks>)>,
     pub(crate) freshness: Arc<Freshness>,
     pub(crate) events: Arc<Events>,
     pub(crate) batches: BTreeMap<u64, Batch>,
@@ -90,6 +93,7 @@ impl Worker {
         Ok(Self {
             people: People::new(config.cached_people, config.cached_people_max_age_ms),
             renderers: Renderers::default(),
+            links: None,
             freshness: Arc::new(Freshness::new(deps.world.clock.clone())),
             in_doubt: InDoubt::new(config.in_doubt_instances, kinds.len()),
             shards: BTreeMap::new(),

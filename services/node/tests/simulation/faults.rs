@@ -74,6 +74,13 @@ impl Faults {
         }
     }
 
+    fn read(&self) -> Result<(), LogError> {
+        match self.crash_one_in > 0 && self.chance.one_in(400) {
+            true => Err(LogError::Unavailable("simulated".into())),
+            false => Ok(()),
+        }
+    }
+
     async fn crash(&self) {
         if self.chance.one_in(self.crash_one_in) {
             self.crashed.cancel();
@@ -152,9 +159,7 @@ struct FaultySubscription {
 #[async_trait]
 impl Subscription for FaultySubscription {
     async fn poll(&mut self, max: usize, wait: Duration) -> Result<Polled, LogError> {
-        if self.faults.crash_one_in > 0 && self.faults.chance.one_in(400) {
-            return Err(LogError::Unavailable("simulated".into()));
-        }
+        self.faults.read()?;
         let mut polled = self.inner.poll(max, wait).await?;
         if self.faults.mutant == Mutant::ChangesUnread {
             let changes = polled.records.iter_mut().filter(|record| record.at.topic == Topic::UserChanges);
@@ -191,6 +196,7 @@ impl Subscription for FaultySubscription {
     }
 
     async fn end(&mut self, at: TopicPartition) -> Result<u64, LogError> {
+        self.faults.read()?;
         self.inner.end(at).await
     }
 }

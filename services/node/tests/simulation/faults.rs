@@ -29,7 +29,7 @@ use prost::Message;
 use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::world::Chance;
+use crate::{scenario::KILLER, world::Chance};
 
 /// A deliberate defect, to prove that the checks would see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -251,6 +251,7 @@ impl Admissions for Faulty<dyn Admissions> {
 #[async_trait]
 impl Directory for Faulty<dyn Directory> {
     async fn people(&self, tenant: &TenantId, user_ids: &[String]) -> Result<Vec<Person>, StoreError> {
+        assert!(user_ids.iter().all(|user| user != KILLER), "a profile that kills whoever reads it");
         self.faults.store().await?;
         self.inner.people(tenant, user_ids).await
     }

@@ -39,7 +39,7 @@ use crate::{
     check::{Facts, contradictions},
     faults::{Faults, Mutant},
     provider::{Manner, Provider},
-    scenario::{Scenario, ScenarioKind, Sent, Step, break_deliveries, break_request, opt_out, send},
+    scenario::{KILLER, Scenario, ScenarioKind, Sent, Step, break_deliveries, break_request, opt_out, send},
     world::{Chance, EPOCH_MS, world_at},
 };
 
@@ -78,30 +78,36 @@ struct Simulation {
     trace: Arc<Mutex<Xxh3>>,
 }
 
+impl Simulation {
+    fn new(seed: u64, mutant: Mutant) -> Self {
+        let chance = Chance::of_seed(seed);
+        let scenario = Scenario::of(seed, &chance);
+        let orderly = scenario.kind == ScenarioKind::Orderly;
+        let manner = if orderly { Manner::Orderly } else { Manner::Rough };
+        Self {
+            provider: Provider::new(Chance::of_seed(chance.next()), manner),
+            scenario,
+            disk: MemoryDisk::new(),
+            kv: Arc::new(MemoryKv::new()),
+            now_ms: EPOCH_MS,
+            sent: Vec::new(),
+            opt_outs: BTreeMap::new(),
+            broken: Vec::new(),
+            generation: 0,
+            taken_over_ms: BTreeMap::new(),
+            next: 0,
+            set_up: false,
+            restarts: 0,
+            store_errors_one_in: if orderly { 0 } else { [0, 20, 60][chance.below(3) as usize] },
+            mutant,
+            trace: Arc::default(),
+            chance,
+        }
+    }
+}
+
 fn simulate(seed: u64, mutant: Mutant) -> Report {
-    let chance = Chance::of_seed(seed);
-    let scenario = Scenario::of(seed, &chance);
-    let orderly = scenario.kind == ScenarioKind::Orderly;
-    let manner = if orderly { Manner::Orderly } else { Manner::Rough };
-    let mut simulation = Simulation {
-        provider: Provider::new(Chance::of_seed(chance.next()), manner),
-        scenario,
-        disk: MemoryDisk::new(),
-        kv: Arc::new(MemoryKv::new()),
-        now_ms: EPOCH_MS,
-        sent: Vec::new(),
-        opt_outs: BTreeMap::new(),
-        broken: Vec::new(),
-        generation: 0,
-        taken_over_ms: BTreeMap::new(),
-        next: 0,
-        set_up: false,
-        restarts: 0,
-        store_errors_one_in: if orderly { 0 } else { [0, 20, 60][chance.below(3) as usize] },
-        mutant,
-        trace: Arc::default(),
-        chance,
-    };
+    let mut simulation = Simulation::new(seed, mutant);
     // At least one life ends by force; the last one ends when all has settled.
     let mut contradictions = Vec::new();
     let lives = 1 + simulation.chance.below(4);
@@ -326,6 +332,24 @@ fn every_seed_keeps_the_promises() {
         );
     }
     println!("{seeds} seeds, {notifications} notifications, {restarts} restarts");
+}
+
+/// A section that kills its worker whenever it is tried is found out and ends as dead, and everything behind it goes on.
+#[test]
+fn a_section_that_kills_its_worker_ends_as_dead() {
+    for seed in [0, 2, 3] {
+        let mut simulation = Simulation::new(seed, Mutant::None);
+        simulation.scenario.send_to_a_killer();
+        for _ in 0..24 {
+            simulation.live(false);
+            simulation.power_cut();
+        }
+        let found = simulation.live(true);
+        let (poison, other): (Vec<&String>, Vec<&String>) =
+            found.iter().partition(|f| f.contains("ended as \"poison\""));
+        assert!(other.is_empty(), "seed {seed}: {other:#?}");
+        assert!(poison.iter().any(|f| f.contains(KILLER)), "seed {seed}: nothing of the killer's ended: {poison:?}");
+    }
 }
 
 #[test]

@@ -182,6 +182,20 @@ impl Scenario {
         }
     }
 
+    /// Lets the fourth notification go to somebody whose profile kills whoever reads it.
+    pub fn send_to_a_killer(&mut self) {
+        let fourth = self.steps.iter_mut().filter_map(|step| match step {
+            Step::Notify(planned) => Some(planned),
+            _ => None,
+        });
+        if let Some(planned) = fourth.into_iter().nth(3) {
+            planned.recipients = self.users.iter().take(4).cloned().chain([KILLER.to_owned()]).collect();
+            planned.recipients.remove(&planned.actor);
+            planned.kind = Kind::Users(user_list(&planned.recipients));
+            (planned.dedupe_key, planned.ttl_ms, planned.send_in_ms) = (String::new(), DAY_MS, 0);
+        }
+    }
+
     /// Stores tenants, templates, people and edges.
     pub async fn set_up(&self, backends: &Backends, roles: &Roles, now_ms: u64) -> anyhow::Result<()> {
         for tenant in &self.tenants {
@@ -229,6 +243,9 @@ impl Scenario {
         changes
     }
 }
+
+/// Somebody whose profile kills whoever reads it.
+pub const KILLER: &str = "killer";
 
 /// Somebody who is not registered and is written to inline.
 pub const GUEST: &str = "guest";

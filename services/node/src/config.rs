@@ -170,8 +170,9 @@ fn environment_layer(environment: impl IntoIterator<Item = (String, String)>) ->
     let mut layer = Table::new();
     for (name, text) in environment {
         let Some(path) = name.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
-        // Tests and tools have variables of their own.
-        if path.starts_with("SIM_") || path.starts_with("LOG") || path.starts_with("TEST_") {
+        // Tests, tools and the client commands have variables of their own.
+        let of_clients = matches!(path, "URL" | "KEY" | "TENANT" | "CA_FILE");
+        if of_clients || path.starts_with("SIM_") || path.starts_with("LOG") || path.starts_with("TEST_") {
             continue;
         }
         let mut value: Value = match text.parse::<i64>() {

@@ -4,6 +4,7 @@
 
 pub mod backends;
 pub mod channels;
+pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod logging;

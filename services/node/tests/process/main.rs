@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is to do")]
 
+mod commands;
+mod import;
 mod kill;
 mod power_cut;
 mod refusals;

@@ -1,0 +1,58 @@
+//! `herald lag`: what waits, and where.
+
+use clap::Args;
+use serde_json::Value;
+
+use super::{
+    client::{Client, Connect},
+    exit::Failure,
+    output::{Table, cell, print},
+};
+
+/// Shows what waits: by topic and group, and by tenant (operators).
+#[derive(Debug, Args)]
+pub struct Lag {
+    /// Shows each partition.
+    #[arg(long)]
+    partitions: bool,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+impl Lag {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// As the table of exit codes has it.
+    pub async fn run(self) -> Result<(), Failure> {
+        let query = if self.partitions { "?partitions=true" } else { "" };
+        let lag = self.connect.operator()?.get(&format!("/v1/admin/lag{query}")).await?;
+        print(self.connect.json, &lag, lag_text)
+    }
+}
+
+/// How many messages wait to be sent, of a tenant or of all.
+pub async fn queued(client: &Client, tenant: Option<&str>) -> Result<u64, Failure> {
+    let lag = client.get("/v1/admin/lag").await?;
+    let tenants = lag["tenants"].as_array().into_iter().flatten();
+    let of = tenants.filter(|entry| tenant.is_none_or(|tenant| entry["tenant_id"] == tenant));
+    Ok(of.filter_map(|entry| entry["instances"].as_u64()).sum())
+}
+
+fn lag_text(lag: &Value) -> String {
+    let list = |name: &str| lag[name].as_array().map_or(&[][..], Vec::as_slice);
+    let mut columns = vec![("topic", "topic"), ("group", "group")];
+    if list("topics").iter().any(|entry| !entry["partition"].is_null()) {
+        columns.push(("partition", "partition"));
+    }
+    columns.extend([("records behind", "records"), ("oldest ms", "oldest_age_ms")]);
+    let topics = Table::of(list("topics"), &columns).text();
+    let columns = [("tenant", "tenant_id"), ("messages waiting", "instances"), ("requests waiting", "requests")];
+    let tenants = Table::of(list("tenants"), &columns).text();
+    let short = if lag["sampled"] == true {
+        format!("\nOnly the first {} records of what waits were looked at for the tenants.", cell(&lag["scanned"]))
+    } else {
+        String::new()
+    };
+    format!("{topics}\n{tenants}{short}")
+}

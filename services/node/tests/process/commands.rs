@@ -1,0 +1,176 @@
+//! The client commands, against a process of their own: what they print, and how they end.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::{Value, json};
+
+use crate::support::Setup;
+
+/// Runs `herald` as a client with the tenant's key.
+pub fn herald(setup: &Setup, arguments: &[&str]) -> Output {
+    herald_as(setup, "hk_dev_demo", arguments)
+}
+
+/// Runs `herald` as a client with the operator's key.
+pub fn operator(setup: &Setup, arguments: &[&str]) -> Output {
+    herald_as(setup, "hk_dev_admin", arguments)
+}
+
+fn herald_as(setup: &Setup, key: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_herald"));
+    command.args(arguments).env("HERALD_URL", format!("http://127.0.0.1:{}", setup.port)).env("HERALD_KEY", key);
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+/// What a command printed as JSON; it must have succeeded.
+pub fn answered(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", said(output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Both outputs, for messages.
+pub fn said(output: &Output) -> String {
+    format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn write(directory: &Path, name: &str, text: &str) -> String {
+    let path = directory.join(name);
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notification_is_sent_and_followed_from_the_command_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let setup = Setup::new(&directory.path().join("data"));
+    let _process = setup.start().await;
+    let template = json!({"channels": {"in_app": {"title": "{{data.text}}"}, "email": {"subject": "s", "text": "t"}}});
+    let template = write(directory.path(), "template.json", &template.to_string());
+    assert_eq!(answered(&herald(&setup, &["template", "put", "note", &template, "--json"]))["version"], 1);
+    let user = json!({"endpoints": [{"channel": "email", "address": "ada@example.org"}]});
+    let user = write(directory.path(), "user.json", &user.to_string());
+    assert_eq!(answered(&herald(&setup, &["users", "put", "ada", &user, "--json"]))["user_id"], "ada");
+
+    let notify = ["notify", "note", "--user", "ada", "--user", "nobody", "--data", r#"{"text": "Hi"}"#];
+    let output = herald(&setup, &[&notify[..], &["--watch"]].concat());
+    let text = said(&output);
+    assert!(output.status.success() && text.contains("is complete") && text.contains("The books balance"), "{text}");
+    assert!(text.contains("suppressed, unknown_user: 2"), "{text}");
+
+    let requests = answered(&herald(&setup, &["status", "--json"]));
+    let id = requests["requests"][0]["request_id"].as_str().unwrap().to_owned();
+    let receipts = answered(&herald(&setup, &["receipts", &id, "--limit", "0", "--json"]));
+    assert_eq!(receipts["receipts"].as_array().unwrap().len(), 4);
+    assert_eq!(answered(&herald(&setup, &["inbox", "list", "ada", "--json"]))["items"][0]["title"], "Hi");
+    assert_eq!(answered(&herald(&setup, &["inbox", "mark", "ada", "--as", "read", "--all", "--json"]))["unread"], 0);
+
+    // The same key is the same notification.
+    let again = [&notify[..], &["--idempotency-key", "k", "--json"]].concat();
+    let first = answered(&herald(&setup, &again));
+    let second = answered(&herald(&setup, &again));
+    assert_eq!((first["deduplicated"].clone(), second["deduplicated"].clone()), (json!(false), json!(true)));
+    assert_eq!(first["request_id"], second["request_id"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn templates_tenants_and_keys_are_kept_from_the_command_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let setup = Setup::new(&directory.path().join("data"));
+    let _process = setup.start().await;
+    let template =
+        |text: &str| write(directory.path(), "t.json", &json!({"channels": {"in_app": {"title": text}}}).to_string());
+    herald(&setup, &["template", "put", "t", &template("one")]);
+    let draft = herald(&setup, &["template", "put", "t", &template("two"), "--draft"]);
+    assert!(said(&draft).contains("draft"), "{}", said(&draft));
+    let preview = |version: &[&str]| {
+        answered(&herald(&setup, &[&["template", "preview", "t", "--json"][..], version].concat()))["parts"]["title"]
+            .clone()
+    };
+    assert_eq!((preview(&[]), preview(&["--version", "2"])), (json!("one"), json!("two")));
+    assert_eq!(answered(&herald(&setup, &["template", "publish", "t", "--json"]))["version"], 2);
+    assert_eq!(answered(&herald(&setup, &["template", "rollback", "t", "--json"]))["version"], 1);
+    let shown = answered(&herald(&setup, &["template", "show", "t"]));
+    assert_eq!(shown["channels"]["in_app"]["title"], "one");
+
+    answered(&operator(&setup, &["tenants", "put", "acme", "--name", "Acme", "--json"]));
+    let created = answered(&operator(&setup, &["keys", "create", "acme", "--scope", "status", "--json"]));
+    let key = created["key"].as_str().unwrap();
+    assert_eq!(answered(&herald_as(&setup, key, &["status", "--json"]))["requests"], json!([]));
+    // An operator acts for the tenant that is named.
+    assert_eq!(
+        answered(&operator(&setup, &["template", "list", "--tenant", "demo", "--json"]))["templates"][0]["template_id"],
+        "t"
+    );
+    operator(&setup, &["keys", "delete", created["key_id"].as_str().unwrap()]);
+    assert_eq!(herald_as(&setup, key, &["status"]).status.code(), Some(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_failure_has_its_exit_code_and_says_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let setup = Setup::new(&directory.path().join("data"));
+    let ends = |arguments: &[&str], code: i32, says: &str| {
+        let output = herald(&setup, arguments);
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+        assert!(text.contains(says), "{arguments:?}: {text}");
+    };
+    ends(&["status"], 6, "Is herald dev running?");
+    let process = setup.start().await;
+    ends(&["status", "--url", "ftp://x"], 2, "http://127.0.0.1:8080");
+    ends(&["notify", "note"], 2, "--everyone");
+    ends(&["switch", "off"], 2, "SCOPE");
+    ends(&["switch", "off", "chanel=email"], 2, "channel=");
+    ends(&["notify", "nothing", "--everyone"], 3, "unknown_template");
+    ends(&["status", "not-an-id"], 3, "UUID");
+    ends(&["status", "00000000-0000-0000-0000-000000000000"], 4, "no such request");
+    ends(&["status", "--key", "hk_wrong"], 5, "HERALD_KEY");
+    ends(&["tenants", "list"], 5, "operator");
+    ends(&["template", "put", "t", "no-such-file"], 1, "no-such-file cannot be read");
+    ends(&["config", "--set", "nothing=1"], 1, "nothing");
+    let output = operator(&setup, &["template", "list"]);
+    assert!(said(&output).contains("--tenant"), "{}", said(&output));
+    let output = herald(&setup, &["status", "not-an-id", "--json"]);
+    let problem: Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(problem["status"], 400);
+    process.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_herald_dev_prints_works_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_herald"));
+    command.args(["dev", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()]);
+    let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let printed: Vec<String> = lines.by_ref().take_while(|line| !line.starts_with("Or with this program")).collect();
+    let first = printed.iter().position(|line| line.trim_start().starts_with("curl")).expect("a call is printed");
+    let script = format!("set -eu\n{}", printed[first..].join("\n"));
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    process.kill().unwrap();
+    process.wait().unwrap();
+    let text = said(&output);
+    assert!(output.status.success(), "{script}\n{text} (the calls need curl)");
+    assert!(text.contains("\"request_id\"") && text.contains("\"items\""), "{text}");
+}
+
+#[test]
+fn completions_and_manual_pages_are_made() {
+    let directory = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_herald")).args(["completions", shell]).output().unwrap();
+        assert!(output.status.success() && said(&output).contains("redrive"), "{shell}");
+    }
+    let dir = directory.path().join("man");
+    let made =
+        Command::new(env!("CARGO_BIN_EXE_herald")).args(["man", "--dir", dir.to_str().unwrap()]).status().unwrap();
+    assert!(made.success());
+    for page in ["herald.1", "herald-notify.1", "herald-dlq-redrive.1"] {
+        assert!(std::fs::read_to_string(dir.join(page)).unwrap().contains(".TH"), "{page}");
+    }
+}

@@ -1,8 +1,9 @@
 //! Dedupe claims in memory. The `claims` topic is what lasts; this is its cache, and starts empty.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use hashbrown::HashMap;
 use herald_core::{
     ids::NotificationId,
     ports::{
@@ -17,6 +18,9 @@ use parking_lot::Mutex;
 const PURGE_PER_REQUEST: usize = 2;
 const PURGE_MORE: usize = 16;
 
+/// Claims that expire within the same span are dropped together, at its end.
+const EXPIRY_GRAIN_MS: u64 = 60_000;
+
 /// Claims in memory.
 #[derive(Debug, Default)]
 pub struct MemoryClaims {
@@ -27,7 +31,8 @@ pub struct MemoryClaims {
 struct Shard {
     sequence: u64,
     held: HashMap<[u8; 16], Held>,
-    by_expiry: BTreeSet<(u64, [u8; 16])>,
+    /// Keys by the span in which they expire. A key that was released or taken again stays where it was.
+    by_expiry: BTreeMap<u64, Vec<[u8; 16]>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -43,32 +48,36 @@ impl Shard {
         {
             return held.owner;
         }
-        self.insert(key, Held { owner, expires_ms });
+        self.hold(key, Held { owner, expires_ms });
         owner
     }
 
-    fn insert(&mut self, key: [u8; 16], held: Held) {
-        if let Some(before) = self.held.insert(key, held) {
-            self.by_expiry.remove(&(before.expires_ms, key));
-        }
-        self.by_expiry.insert((held.expires_ms, key));
+    fn hold(&mut self, key: [u8; 16], held: Held) {
+        self.held.insert(key, held);
+        self.by_expiry.entry(held.expires_ms / EXPIRY_GRAIN_MS).or_default().push(key);
     }
 
     fn release(&mut self, key: [u8; 16], owner: NotificationId) {
-        if let Some(held) = self.held.get(&key).copied().filter(|held| held.owner == owner) {
+        if self.held.get(&key).is_some_and(|held| held.owner == owner) {
             self.held.remove(&key);
-            self.by_expiry.remove(&(held.expires_ms, key));
         }
     }
 
     fn purge(&mut self, now_ms: u64, at_most: usize) {
         for _ in 0..at_most {
-            match self.by_expiry.first().copied() {
-                Some((expires_ms, key)) if expires_ms <= now_ms => {
-                    self.by_expiry.remove(&(expires_ms, key));
-                    self.held.remove(&key);
+            let Some(mut span) = self.by_expiry.first_entry().filter(|span| *span.key() < now_ms / EXPIRY_GRAIN_MS)
+            else {
+                return;
+            };
+            match span.get_mut().pop() {
+                Some(key) => {
+                    if self.held.get(&key).is_some_and(|held| held.expires_ms <= now_ms) {
+                        self.held.remove(&key);
+                    }
                 }
-                _ => return,
+                None => {
+                    span.remove();
+                }
             }
         }
     }
@@ -123,7 +132,7 @@ impl Claims for MemoryClaims {
             let owner = NotificationId::from_slice(&claim.owner).ok_or_else(damaged)?;
             match claim.released {
                 true => loaded.release(key, owner),
-                false => loaded.insert(key, Held { owner, expires_ms: claim.expires_ms }),
+                false => loaded.hold(key, Held { owner, expires_ms: claim.expires_ms }),
             }
         }
         self.shards.lock().insert(shard, loaded);

@@ -201,7 +201,41 @@ pub fn hash128(parts: &[&[u8]]) -> [u8; 16] {
 
 /// The key of a dedupe claim: hash128(tenant, template, user, channel, dedupe key). The tenant is always part of it.
 pub fn claim_key(tenant: &str, template: &str, user: &str, channel: Channel, dedupe_key: &str) -> [u8; 16] {
-    hash128(&[tenant.as_bytes(), template.as_bytes(), user.as_bytes(), &[channel as u8], dedupe_key.as_bytes()])
+    ClaimKeys::new(tenant, template, channel, dedupe_key).of(user)
+}
+
+/// Makes the [`claim_key`]s of many users of one notification and channel: what they share is laid out once.
+#[derive(Debug, Clone)]
+pub struct ClaimKeys {
+    /// The parts before the user, then those of the last user that was asked for.
+    parts: Vec<u8>,
+    before_user: usize,
+    after_user: Vec<u8>,
+}
+
+impl ClaimKeys {
+    /// For one tenant, template, channel and dedupe key.
+    pub fn new(tenant: &str, template: &str, channel: Channel, dedupe_key: &str) -> Self {
+        let (mut parts, mut after_user) = (Vec::with_capacity(256), Vec::with_capacity(64));
+        push_part(&mut parts, tenant.as_bytes());
+        push_part(&mut parts, template.as_bytes());
+        push_part(&mut after_user, &[channel as u8]);
+        push_part(&mut after_user, dedupe_key.as_bytes());
+        Self { before_user: parts.len(), parts, after_user }
+    }
+
+    /// The key of one user.
+    pub fn of(&mut self, user: &str) -> [u8; 16] {
+        self.parts.truncate(self.before_user);
+        push_part(&mut self.parts, user.as_bytes());
+        self.parts.extend_from_slice(&self.after_user);
+        xxh3_128(&self.parts).to_be_bytes()
+    }
+}
+
+fn push_part(parts: &mut Vec<u8>, part: &[u8]) {
+    parts.extend_from_slice(&(part.len() as u32).to_be_bytes());
+    parts.extend_from_slice(part);
 }
 
 /// A channel's name in the API.
@@ -241,6 +275,15 @@ mod tests {
         let key = |tenant| claim_key(tenant, "t", "u", Channel::Email, "k");
         assert_ne!(key("a"), key("b"));
         assert_ne!(claim_key("ab", "c", "u", Channel::Email, "k"), claim_key("a", "bc", "u", Channel::Email, "k"));
+    }
+
+    #[test]
+    fn claim_keys_of_many_users_are_those_of_each() {
+        let mut keys = ClaimKeys::new("acme", "t", Channel::Email, "k");
+        for user in ["u1", "a longer user", ""] {
+            let parts: [&[u8]; 5] = [b"acme", b"t", user.as_bytes(), &[Channel::Email as u8], b"k"];
+            assert_eq!(keys.of(user), hash128(&parts), "the stored form of {user:?}");
+        }
     }
 
     #[test]

@@ -23,6 +23,17 @@ impl PackedWriter {
         self.count += 1;
     }
 
+    /// Appends the ids of another column.
+    pub fn append(&mut self, other: Self) {
+        match self.count {
+            0 => *self = other,
+            _ => {
+                self.bytes.extend_from_slice(&other.bytes);
+                self.count += other.count;
+            }
+        }
+    }
+
     /// How many ids were appended.
     pub fn count(&self) -> u32 {
         self.count

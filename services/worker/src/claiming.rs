@@ -10,7 +10,7 @@ use herald_core::{
         claims::{ClaimReply, ClaimRequest, Claims},
         log::{Log, LogError, partition},
     },
-    record::{Claim, ClaimBatch},
+    record::{Claim, ClaimBatch, ClaimRun},
     topic::Topic,
 };
 use prost::Message;
@@ -22,12 +22,28 @@ pub(crate) struct ShardClaims {
     shard: u32,
     cache: Arc<dyn Claims>,
     sequence: u64,
-    /// Won and released since the last commit.
-    changed: Vec<Claim>,
+    /// Won and released since the last commit, in order.
+    changed: Vec<Run>,
     /// To be given back with the next round trip.
     releases: Vec<ClaimRequest>,
     /// Whether the cache is known to hold what the topic holds.
     loaded: bool,
+}
+
+/// Claims that one notification won or released one after the other.
+#[derive(Clone)]
+struct Run {
+    owner: NotificationId,
+    expires_ms: u64,
+    released: bool,
+    keys: Vec<u8>,
+}
+
+impl Run {
+    fn record(self) -> ClaimRun {
+        let Self { owner, expires_ms, released, keys } = self;
+        ClaimRun { owner: Bytes::copy_from_slice(&owner.0), expires_ms, released, keys: keys.into() }
+    }
 }
 
 type Held = BTreeMap<Bytes, Claim>;
@@ -77,20 +93,19 @@ impl ShardClaims {
                 // A batch of releases alone may be older than the cache's last round trip.
                 sequence = sequence.max(batch.sequence);
                 batch.claims.into_iter().for_each(|claim| apply(&mut held, claim, now_ms));
+                batch.runs.iter().flat_map(claims_of).for_each(|claim| apply(&mut held, claim, now_ms));
             }
         }
     }
 
-    /// Asks for keys; returns who holds each. Pending releases go along.
+    /// Asks for keys; returns who holds each, in order. Pending releases go along.
     pub(crate) async fn take(
         &mut self,
-        keys: &[[u8; 16]],
-        owner: NotificationId,
-        expires_ms: u64,
+        takes: &[ClaimRequest],
         log: &dyn Log,
         now_ms: u64,
     ) -> Result<Vec<NotificationId>, ClaimError> {
-        if keys.is_empty() {
+        if takes.is_empty() {
             return Ok(Vec::new());
         }
         if !self.loaded {
@@ -98,8 +113,8 @@ impl ShardClaims {
         }
         let mut requests = std::mem::take(&mut self.releases);
         let released = requests.len();
-        requests.extend(keys.iter().map(|key| ClaimRequest::Take { key: *key, owner, expires_ms }));
-        let reply = match self.round_trip(&requests, log, now_ms).await {
+        requests.extend_from_slice(takes);
+        let mut reply = match self.round_trip(&requests, log, now_ms).await {
             Ok(reply) => reply,
             Err(error) => {
                 requests.truncate(released);
@@ -107,15 +122,12 @@ impl ShardClaims {
                 return Err(error);
             }
         };
-        let holders = reply.holders[released..].to_vec();
-        for (key, holder) in keys.iter().zip(&holders) {
-            if *holder == owner {
-                self.changed.push(Claim {
-                    key: key.to_vec().into(),
-                    owner: owner.0.to_vec().into(),
-                    expires_ms,
-                    released: false,
-                });
+        let holders = reply.holders.split_off(released);
+        for (request, holder) in takes.iter().zip(&holders) {
+            if let ClaimRequest::Take { key, owner, expires_ms } = request
+                && holder == owner
+            {
+                self.note(*key, *owner, *expires_ms, false);
             }
         }
         Ok(holders)
@@ -123,13 +135,18 @@ impl ShardClaims {
 
     /// Gives a key back: an instance that ends undelivered does not keep others from being sent.
     pub(crate) fn release(&mut self, key: [u8; 16], owner: NotificationId) {
-        self.changed.push(Claim {
-            key: key.to_vec().into(),
-            owner: owner.0.to_vec().into(),
-            expires_ms: 0,
-            released: true,
-        });
+        self.note(key, owner, 0, true);
         self.releases.push(ClaimRequest::Release { key, owner });
+    }
+
+    /// Remembers a change for the next commit.
+    fn note(&mut self, key: [u8; 16], owner: NotificationId, expires_ms: u64, released: bool) {
+        match self.changed.last_mut() {
+            Some(run) if (run.owner, run.expires_ms, run.released) == (owner, expires_ms, released) => {
+                run.keys.extend_from_slice(&key);
+            }
+            _ => self.changed.push(Run { owner, expires_ms, released, keys: key.to_vec() }),
+        }
     }
 
     async fn round_trip(
@@ -151,7 +168,9 @@ impl ShardClaims {
             "claims are loaded again"
         );
         let (mut held, sequence) = self.read_topic(log, now_ms).await?;
-        self.changed.iter().for_each(|claim| apply(&mut held, claim.clone(), now_ms));
+        for run in self.changed.iter().cloned() {
+            claims_of(&run.record()).for_each(|claim| apply(&mut held, claim, now_ms));
+        }
         let base = sequence.max(self.sequence).max(reply.sequence);
         self.cache.load(self.shard, held.into_values().collect(), base).await?;
         let reply = self.cache.apply(self.shard, requests, now_ms).await?;
@@ -161,14 +180,25 @@ impl ShardClaims {
 
     /// What the next commit tells the topic.
     pub(crate) fn take_batch(&mut self) -> Option<ClaimBatch> {
-        let claims = std::mem::take(&mut self.changed);
-        (!claims.is_empty()).then_some(ClaimBatch { sequence: self.sequence, claims })
+        let runs: Vec<ClaimRun> = std::mem::take(&mut self.changed).into_iter().map(Run::record).collect();
+        (!runs.is_empty()).then_some(ClaimBatch { sequence: self.sequence, claims: Vec::new(), runs })
     }
 
     /// Whether there is something to commit.
     pub(crate) fn has_changed(&self) -> bool {
         !self.changed.is_empty()
     }
+}
+
+/// The claims of a run, one by one.
+fn claims_of(run: &ClaimRun) -> impl Iterator<Item = Claim> {
+    let claim = |at: usize| Claim {
+        key: run.keys.slice(at..at + 16),
+        owner: run.owner.clone(),
+        expires_ms: run.expires_ms,
+        released: run.released,
+    };
+    (0..run.keys.len() / 16).map(move |i| claim(i * 16))
 }
 
 /// Applies one claim of the topic. Only its holder can release a key: others that ended undelivered say so too.
@@ -188,6 +218,13 @@ mod tests {
 
     fn claim(key: u8, owner: u8, released: bool) -> Claim {
         Claim { key: vec![key; 16].into(), owner: vec![owner; 16].into(), expires_ms: 100, released }
+    }
+
+    #[test]
+    fn a_run_is_its_claims_one_by_one() {
+        let keys = [[1u8; 16], [2; 16]].concat();
+        let run = Run { owner: NotificationId([1; 16]), expires_ms: 100, released: false, keys };
+        assert_eq!(claims_of(&run.record()).collect::<Vec<_>>(), [claim(1, 1, false), claim(2, 1, false)]);
     }
 
     #[test]

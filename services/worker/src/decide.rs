@@ -1,5 +1,7 @@
 //! Whether a message may go to a person, decided at the moment of sending. Pure.
 
+use std::sync::Arc;
+
 use herald_core::{
     ids::channel_name,
     people::Endpoint,
@@ -12,7 +14,7 @@ use crate::people::Known;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict<'a> {
     /// Send, for channels with endpoints to this one.
-    Send(Option<&'a Endpoint>),
+    Send(Option<&'a Arc<Endpoint>>),
     /// Do not send; the reason is part of the API.
     Suppress(&'static str),
     /// Its time ran out after an attempt.
@@ -75,7 +77,7 @@ mod tests {
     fn person(registered: bool) -> Known {
         let endpoint = Endpoint { channel: "email".into(), address: "a@example.org".into(), ..Default::default() };
         let user = registered.then(|| User { endpoints: vec![endpoint], ..Default::default() });
-        Person { user, ..Default::default() }.into()
+        Known::of("u", Person { user, ..Default::default() })
     }
 
     #[test]

@@ -19,12 +19,13 @@ use herald_core::{
         channel::{Channel, Gate, Message, Outcome, Sink},
         log::{Log, Mark},
     },
+    record::Channel as ChannelKind,
     topic::Topic,
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::{order::OrderKey, prepare::Head};
+use crate::{order::OrderKey, section::Head};
 
 /// No send starts unless the shard's `user-changes` were read to their end this recently.
 const MAX_CHANGES_AGE_MS: u64 = 1_000;
@@ -123,6 +124,8 @@ impl Freshness {
 
 /// One message in a provider's hands.
 pub(crate) struct Item {
+    /// Index of its section in the batch.
+    pub section: usize,
     /// Index of the instance in its record.
     pub index: u32,
     /// Index of the user in the section.
@@ -133,22 +136,30 @@ pub(crate) struct Item {
     pub answered: bool,
 }
 
-/// A batch in a provider's hands.
-pub(crate) struct Batch {
+/// A section that messages of a batch belong to.
+pub(crate) struct BatchSection {
     pub shard: u32,
     pub topic: Topic,
     pub offset: u64,
     pub head: Arc<Head>,
-    pub provider: Arc<str>,
-    pub items: Vec<Item>,
-    /// Who waits for these messages to have started, if order is promised to anybody.
+    /// Who waits for its messages to have started, if order is promised to anybody.
     pub order: Option<OrderKey>,
 }
 
+/// A batch in a provider's hands: messages of one channel, of any sections, tenants and shards.
+pub(crate) struct Batch {
+    pub channel: ChannelKind,
+    pub provider: Arc<str>,
+    pub sections: Vec<BatchSection>,
+    pub items: Vec<Item>,
+}
+
 impl Batch {
-    /// How many messages have no outcome yet.
-    pub(crate) fn unanswered(&self) -> u64 {
-        self.items.iter().filter(|item| !item.answered).count() as u64
+    /// Takes the messages of a shard out that have no outcome yet: they are another's. Returns how many.
+    pub(crate) fn let_go(&mut self, shard: u32) -> u64 {
+        let sections = &self.sections;
+        let theirs = |item: &&mut Item| !item.answered && sections[item.section].shard == shard;
+        self.items.iter_mut().filter(theirs).map(|item| item.answered = true).count() as u64
     }
 }
 
@@ -159,9 +170,10 @@ pub(crate) enum Event {
         index: usize,
         outcome: Outcome,
     },
-    /// Every message of the batch was begun.
+    /// Every message of a section was begun.
     Started {
         batch: u64,
+        section: usize,
     },
     /// The provider's task is over; what it did not answer is unanswered.
     Over {
@@ -219,24 +231,35 @@ impl Sink for BatchSink {
     }
 }
 
+/// What the gate knows of a section.
+pub(crate) struct GateSection {
+    pub tenant: TenantId,
+    /// Closed when the shard is another's.
+    pub shard_is_ours: Arc<AtomicBool>,
+    /// Messages that were not begun yet.
+    pub not_begun: AtomicUsize,
+    /// Whether somebody waits for all of them to be begun.
+    pub is_awaited: bool,
+}
+
 struct BatchGate {
     batch: u64,
     freshness: Arc<Freshness>,
-    /// Closed when the shard is another's.
-    shard_is_ours: Arc<AtomicBool>,
     decided_at: u64,
-    tenant: TenantId,
-    users: Vec<Arc<str>>,
-    begun: AtomicUsize,
+    sections: Vec<GateSection>,
+    /// The section and the user of each message.
+    users: Vec<(usize, Arc<str>)>,
     events: Arc<Events>,
 }
 
 impl Gate for BatchGate {
     fn open(&self, index: usize) -> bool {
-        let open = self.shard_is_ours.load(Relaxed)
-            && self.freshness.may_start(self.decided_at, &self.tenant, &self.users[index]);
-        if open && self.begun.fetch_add(1, AcqRel) + 1 == self.users.len() {
-            self.events.push(Event::Started { batch: self.batch });
+        let (at, user) = &self.users[index];
+        let section = &self.sections[*at];
+        let open =
+            section.shard_is_ours.load(Relaxed) && self.freshness.may_start(self.decided_at, &section.tenant, user);
+        if open && section.is_awaited && section.not_begun.fetch_sub(1, AcqRel) == 1 {
+            self.events.push(Event::Started { batch: self.batch, section: *at });
         }
         open
     }
@@ -254,30 +277,35 @@ impl Drop for OverOnDrop {
     }
 }
 
-/// What a dispatch needs besides the messages.
+/// A batch on its way to its provider.
 pub(crate) struct Dispatch {
     pub batch: u64,
     pub channel: Arc<dyn Channel>,
     pub log: Arc<dyn Log>,
     pub freshness: Arc<Freshness>,
-    pub shard_is_ours: Arc<AtomicBool>,
     pub events: Arc<Events>,
     pub decided_at: u64,
     /// Covers the records that the messages rest on.
     pub rests_on: Mark,
     pub deadline: Duration,
+    pub sections: Vec<GateSection>,
+    /// The section of each message.
+    pub section_of: Vec<usize>,
+    pub messages: Vec<Message>,
 }
 
 impl Dispatch {
     /// Hands messages to their provider once what they rest on is durable.
-    pub(crate) fn spawn(self, tenant: TenantId, users: Vec<Arc<str>>, messages: Vec<Message>) {
+    pub(crate) fn spawn(self) {
         tokio::spawn(async move {
-            let Self { batch, channel, log, freshness, shard_is_ours, events, decided_at, rests_on, deadline } = self;
+            let Self { batch, channel, log, freshness, events, decided_at, rests_on, deadline, .. } = self;
             let _over = OverOnDrop { batch, events: events.clone() };
+            let messages = self.messages;
             if log.durable(rests_on).await.is_ok() {
-                let (begun, to_gate) = (AtomicUsize::new(0), events.clone());
-                let gate =
-                    BatchGate { batch, freshness, shard_is_ours, decided_at, tenant, users, begun, events: to_gate };
+                let users = messages.iter().map(|message| message.user.clone());
+                let users = self.section_of.into_iter().zip(users).collect();
+                let (sections, to_gate) = (self.sections, events.clone());
+                let gate = BatchGate { batch, freshness, decided_at, sections, users, events: to_gate };
                 let sink = Arc::new(BatchSink { batch, events });
                 // Unanswered messages are told by the batch being over.
                 let _elapsed = tokio::time::timeout(deadline, channel.deliver(messages, Arc::new(gate), sink)).await;

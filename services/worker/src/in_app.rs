@@ -7,7 +7,7 @@ use herald_core::{
 };
 use herald_templates::{Message, Rendered};
 
-use crate::prepare::Head;
+use crate::section::Head;
 
 struct Group {
     /// The locale that its users share, where the texts are the same for all of them.

@@ -36,13 +36,18 @@ impl InDoubt {
                 && self.handed_over[channel as usize] + count <= self.channel_limit)
     }
 
+    /// Counts what is handed over. In-app has no provider, so it is never in doubt.
     pub(crate) fn hand_over(&mut self, channel: Channel, count: u64) {
-        self.handed_over[channel as usize] += count;
+        if channel != Channel::InApp {
+            self.handed_over[channel as usize] += count;
+        }
     }
 
     /// What was handed over is no longer ours to answer for.
     pub(crate) fn drop(&mut self, channel: Channel, count: u64) {
-        self.handed_over[channel as usize] -= count;
+        if channel != Channel::InApp {
+            self.handed_over[channel as usize] -= count;
+        }
     }
 
     /// What was answered is in doubt until its commit is durable.

@@ -7,6 +7,7 @@
 mod claiming;
 mod decide;
 mod delivery;
+mod handing_over;
 mod in_app;
 mod in_doubt;
 mod live;
@@ -15,8 +16,10 @@ mod order;
 mod people;
 mod prepare;
 mod receipts;
+mod recent;
 mod retry;
 mod router;
+mod section;
 mod sending;
 mod settling;
 mod shard;

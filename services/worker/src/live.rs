@@ -12,14 +12,14 @@ use herald_core::{
         log::{Mark, Record},
         sessions::{Frame, Sessions},
     },
-    record::{Channel, InboxBatch, InboxSection, Notification, State},
+    record::{Channel, InboxBatch, InboxSection, State},
 };
 use prost::Message;
 
 use crate::{
     Deps,
     moving::dead_letter,
-    receipts::{End, Ended},
+    receipts::{End, Endings},
 };
 
 /// Records that one write takes at most.
@@ -60,9 +60,8 @@ impl Feed {
         self.pending_bytes >= MAX_PENDING_BYTES || self.pending.len() >= MAX_PENDING_RECORDS
     }
 
-    /// Writes what is durable; returns how many instances it delivered. A store that is away leaves the rest for later.
-    pub(crate) async fn write(&mut self, deps: &Deps, durable: Mark, outputs: &mut Outputs) -> u64 {
-        let mut ended = 0;
+    /// Writes what is durable and books it as delivered. A store that is away leaves the rest for later.
+    pub(crate) async fn write(&mut self, deps: &Deps, durable: Mark, outputs: &mut Outputs, endings: &mut Endings) {
         while deps.world.now_ms() >= self.again_ms {
             let ready =
                 self.pending.iter().take(MAX_RECORDS_PER_WRITE).take_while(|(_, mark)| *mark <= durable).count();
@@ -97,7 +96,7 @@ impl Feed {
             let now_ms = deps.world.now_ms();
             undecodable.into_iter().for_each(|(tenant, letter)| outputs.dead(&tenant, letter));
             for section in written.iter().flat_map(|(_, sections)| sections) {
-                ended += receipts_of(section, now_ms, outputs);
+                book(section, now_ms, endings);
             }
             let records = self.pending.iter().take(ready).map(|(record, _)| record);
             hand_over(deps.sessions.as_ref(), epoch, &written, records).await;
@@ -107,7 +106,6 @@ impl Feed {
                 self.dirty = true;
             }
         }
-        ended
     }
 }
 
@@ -134,16 +132,12 @@ impl Written {
     }
 }
 
-fn receipts_of(section: &Written, now_ms: u64, outputs: &mut Outputs) -> u64 {
-    let Some(id) = NotificationId::from_slice(&section.notification_id) else { return 0 };
-    let mut ended = Ended::new(id, Channel::InApp);
+fn book(section: &Written, now_ms: u64, endings: &mut Endings) {
+    let Some(id) = NotificationId::from_slice(&section.notification_id) else { return };
+    let tenant = TenantId::trusted(&section.tenant);
+    let ended = endings.of_notification(id, &tenant, Channel::InApp, section.accepted_ms, now_ms);
     let end = End { provider: "in_app".into(), ..End::by_rule(State::Delivered, "", section.attempts + 1) };
-    for user in packed::unpack(&section.users).map_while(Result::ok) {
-        ended.add(user, &end);
-    }
-    let notification =
-        Notification { tenant: section.tenant.clone(), accepted_ms: section.accepted_ms, ..Default::default() };
-    ended.put_out(&notification, now_ms, outputs)
+    packed::unpack(&section.users).map_while(Result::ok).for_each(|user| ended.add(user, &end));
 }
 
 /// Hands frames to whoever is connected. The rows are written: a frame that is lost is found in the inbox.

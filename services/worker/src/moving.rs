@@ -10,8 +10,8 @@ use prost::Message as _;
 
 use crate::{
     Deps,
-    prepare::Head,
-    receipts::{End, Ended},
+    receipts::End,
+    section::Head,
     shard::{Queued, Shard},
 };
 
@@ -81,28 +81,23 @@ impl Shard {
         let now_ms = deps.world.now_ms();
         self.outputs.dead(head.tenant.as_str(), dead_letter(record, "poison", now_ms, deps));
         let end = End::by_rule(State::Dead, "poison", head.section.attempts);
-        deps.stats.add(|s| &s.ended, self.end_all(queued, &end, now_ms));
+        self.end_all(queued, &end, now_ms);
     }
 
-    /// Ends all of a section the same way; returns how many.
-    pub(crate) fn end_all(&mut self, queued: &Queued, end: &End, now_ms: u64) -> u64 {
+    /// Ends all of a section the same way.
+    pub(crate) fn end_all(&mut self, queued: &Queued, end: &End, now_ms: u64) {
         let chunk = &queued.chunk;
-        let mut ended = Ended::new(chunk.head.id, chunk.head.channel);
-        let mut wanted = chunk.users.iter().copied().peekable();
-        for (i, user) in chunk.head.users().enumerate() {
-            if wanted.next_if_eq(&(i as u32)).is_some() {
-                self.release(&chunk.head, user);
-                ended.add(user, end);
-            }
+        for user in chunk.users() {
+            self.release(&chunk.head, user);
+            self.endings.of(&chunk.head, now_ms).add(user, end);
         }
         self.finish(queued.topic, queued.offset, chunk.users.iter().map(|i| chunk.first + i));
-        ended.put_out(&chunk.head.notification, now_ms, &mut self.outputs)
     }
 
     /// An instance that ends undelivered gives its claim back, if it holds one.
     pub(crate) fn release(&mut self, head: &Head, user: &str) {
-        if let Some(key) = head.claim_of(user) {
-            self.claims.release(key, head.id);
+        if let Some(mut keys) = head.claim_keys() {
+            self.claims.release(keys.of(user), head.id);
         }
     }
 }

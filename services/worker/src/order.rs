@@ -8,7 +8,7 @@ use herald_core::{
     record::Channel,
 };
 
-use crate::{prepare::Head, shard::Queued};
+use crate::{section::Head, shard::Queued};
 
 /// Tenant, actor, channel and lane, hashed: two that collide wait for each other in vain, which does no harm.
 pub(crate) type OrderKey = u64;

@@ -12,25 +12,28 @@ use serde_json::Value;
 /// What is known of a person at the moment of sending.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Known {
+    pub id: Arc<str>,
     pub registered: bool,
     pub locale: Option<String>,
     pub time_zone: Option<String>,
     /// An object.
     pub attributes: Value,
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Vec<Arc<Endpoint>>,
     pub preferences: Preferences,
 }
 
-impl From<Person> for Known {
-    fn from(person: Person) -> Self {
+impl Known {
+    /// What is stored of a user.
+    pub(crate) fn of(user_id: &str, person: Person) -> Self {
         let registered = person.user.is_some();
         let user = person.user.unwrap_or_default();
         Self {
+            id: user_id.into(),
             registered,
             locale: user.locale,
             time_zone: user.time_zone,
             attributes: Value::Object(user.attributes),
-            endpoints: user.endpoints,
+            endpoints: user.endpoints.into_iter().map(Arc::new).collect(),
             preferences: person.preferences,
         }
     }
@@ -110,7 +113,7 @@ mod tests {
 
     fn known(locale: &str) -> Arc<Known> {
         let user = herald_core::people::User { locale: Some(locale.into()), ..Default::default() };
-        Arc::new(Person { user: Some(user), ..Default::default() }.into())
+        Arc::new(Known::of("u", Person { user: Some(user), ..Default::default() }))
     }
 
     #[test]

@@ -1,27 +1,30 @@
-//! From a section to messages in a provider's hands: decide, claim, render, hand over.
+//! From sections to messages in providers' hands: decide, claim, render, hand over.
+//!
+//! Sections are taken together, up to some hundred instances a turn, of any shard, tenant and notification: what they
+//! cost together (a read of missing people, a round trip for claims, a batch for a provider) they cost once.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use herald_core::{
-    ids::{InstanceId, channel_name},
-    people::Endpoint,
+    ids::{InstanceId, TenantId, channel_name},
     policy::{Policy, SIGNING_SECRET},
-    ports::channel::{Channel, Message},
-    record::State,
+    ports::{channel::Message, claims::ClaimRequest},
+    record::{Channel, State},
     tokens::UnsubscribeLinks,
 };
-use herald_templates::Rendered;
+use herald_templates::{Rendered, Template};
 
 use crate::{
     decide::{Question, Verdict, may_send},
-    delivery::{Batch, Dispatch, Item},
+    handing_over::Outgoing,
     in_app::InAppItems,
     moving::deliveries_home,
-    order::order_key,
+    order::{OrderKey, order_key},
     people::Known,
-    prepare::{Chunk, Head, NoRenderer, Renderer, content_of, inline_known},
-    receipts::{End, Ended},
-    shard::Queued,
+    prepare::{NoRenderer, Renderer, content_of},
+    receipts::End,
+    section::inline_known,
+    shard::{Queued, Shard},
     stage::Worker,
 };
 
@@ -31,10 +34,22 @@ const UNDECIDED_DELAY_MS: u64 = 1_000;
 /// Instances decided before the loop looks at events again.
 const INSTANCES_PER_TURN: u64 = 4_096;
 
-/// What is to become of one instance.
-struct Planned {
-    in_section: u32,
-    fate: Fate,
+/// Instances taken together, about.
+const INSTANCES_AT_ONCE: u64 = 512;
+
+/// A section whose turn it is.
+pub(crate) struct Job {
+    pub shard: u32,
+    pub queued: Queued,
+    pub order: Option<OrderKey>,
+    /// Taken singly and noted first, since one like it killed its worker.
+    careful: bool,
+    /// What its instances are rendered with.
+    template: Option<Arc<Template>>,
+    /// Who they are for, in the order of its chunk.
+    people: Vec<Arc<Known>>,
+    /// What is to become of each.
+    fates: Vec<Fate>,
 }
 
 enum Fate {
@@ -44,21 +59,35 @@ enum Fate {
     End(State, &'static str, String),
 }
 
+impl Job {
+    fn category(&self) -> &str {
+        self.template.as_ref().and_then(|template| template.category()).unwrap_or_default()
+    }
+}
+
 impl Worker {
     /// Takes sections in turn, one a shard, while there is room in the in-doubt window.
     pub(crate) async fn serve(&mut self) -> anyhow::Result<()> {
-        let numbers: Vec<u32> = self.shards.keys().copied().collect();
-        let (mut served, mut idle) = (0, 0);
-        while served < INSTANCES_PER_TURN && idle < numbers.len() {
-            self.next_shard = (self.next_shard + 1) % numbers.len();
-            let number = numbers[self.next_shard];
-            match self.shards.get_mut(&number).and_then(|shard| shard.next(&self.in_doubt)) {
-                Some((queued, waited)) => {
-                    idle = 0;
-                    served += queued.cost();
-                    self.process(number, queued, waited).await?;
+        let mut left = INSTANCES_PER_TURN;
+        while left > 0 {
+            let mut jobs = self.take_jobs();
+            if jobs.is_empty() {
+                break;
+            }
+            left = left.saturating_sub(jobs.iter().map(|job| job.queued.cost()).sum());
+            self.touch();
+            let alone = jobs.pop_if(|last| last.careful);
+            self.process(jobs).await;
+            if let Some(job) = alone {
+                if let Some(track) =
+                    self.shards.get_mut(&job.shard).and_then(|shard| shard.tracks.get_mut(&job.queued.topic))
+                {
+                    track.note(job.queued.unit);
                 }
-                None => idle += 1,
+                // With all that was finished before, whose outputs must not be parted from its position.
+                self.commit().await?;
+                self.touch();
+                self.process(vec![job]).await;
             }
         }
         self.deps.stats.set(|s| &s.window_instances, self.shards.values().map(|shard| shard.unfinished()).sum());
@@ -66,169 +95,237 @@ impl Worker {
         Ok(())
     }
 
-    async fn process(&mut self, number: u32, queued: Queued, waited: bool) -> anyhow::Result<()> {
-        let Some(shard) = self.shards.get_mut(&number) else { return Ok(()) };
-        let order = order_key(&queued.chunk.head);
-        let queued = match order {
-            Some(key) if !waited => match shard.order.admit(key, queued) {
-                Some(queued) => queued,
-                None => return Ok(()),
-            },
-            _ => queued,
-        };
-        if let Some(track) = shard.tracks.get_mut(&queued.topic).filter(|track| track.is_careful(queued.unit)) {
-            track.note(queued.unit);
-            // With all that was finished before, whose outputs must not be parted from its position.
-            self.commit().await?;
+    /// Takes some hundred instances whose turn it is, and counts them as handed over. A careful one ends the list.
+    fn take_jobs(&mut self) -> Vec<Job> {
+        let numbers: Vec<u32> = self.shards.keys().copied().collect();
+        let (mut jobs, mut taken, mut idle) = (Vec::new(), 0, 0);
+        while taken < INSTANCES_AT_ONCE && idle < numbers.len() {
+            self.next_shard = (self.next_shard + 1) % numbers.len();
+            let number = numbers[self.next_shard];
+            idle += 1;
+            let Some(shard) = self.shards.get_mut(&number) else { continue };
+            let Some((queued, waited)) = shard.next(&self.in_doubt) else { continue };
+            idle = 0;
+            let order = order_key(&queued.chunk.head);
+            let queued = match order {
+                Some(key) if !waited => match shard.order.admit(key, queued) {
+                    Some(queued) => queued,
+                    None => continue,
+                },
+                _ => queued,
+            };
+            let head = &queued.chunk.head;
+            if let Some(key) = order {
+                shard.order.handed_over(key, head.id);
+            }
+            self.in_doubt.hand_over(head.channel, queued.cost());
+            taken += queued.cost();
+            let careful = shard.tracks.get(&queued.topic).is_some_and(|track| track.is_careful(queued.unit));
+            let (template, people, fates) = (None, Vec::new(), Vec::new());
+            jobs.push(Job { shard: number, queued, order, careful, template, people, fates });
+            if careful {
+                break;
+            }
         }
-        self.touch();
-        let head = queued.chunk.head.clone();
-        let now_ms = self.deps.world.now_ms();
-        if now_ms >= head.notification.expires_ms {
-            self.end_all(number, &queued, &head.expiry());
-            return Ok(());
-        }
+        jobs
+    }
+
+    async fn process(&mut self, jobs: Vec<Job>) {
         let policy: Arc<Policy> = self.deps.policy.borrow().clone();
-        let mut renderer = match self.renderers.take(&head, &policy) {
-            Ok(renderer) => renderer,
-            Err(NoRenderer::Unknown) => {
-                let template = &head.notification.template_id;
-                tracing::warn!(template, "a template is not known yet; its messages wait");
-                self.put_off(number, &queued);
-                return Ok(());
-            }
-            Err(NoRenderer::Refused(cause)) => {
-                tracing::error!(template = head.notification.template_id, %cause, "messages cannot be rendered");
-                let end = End::by_rule(State::Failed, "template_refused", head.section.attempts);
-                self.end_all(number, &queued, &end);
-                return Ok(());
-            }
-        };
-        if let Some(people) = self.people_of(&head).await {
-            let generation = self.freshness.generation();
-            let plan = self.decide(&queued.chunk, &people, renderer.category());
-            match self.claim(number, &head, plan, renderer.dedupe_window_ms()).await {
-                Some(plan) => {
-                    if let Some((items, messages)) = self.render(number, &queued, &people, plan, &mut renderer, &policy)
-                    {
-                        self.dispatch(number, &queued, order, items, messages, generation);
-                    }
-                }
-                None => self.put_off(number, &queued),
-            }
-        } else {
-            self.put_off(number, &queued);
+        let jobs = self.with_templates(jobs, &policy);
+        let mut jobs = self.with_people(jobs).await;
+        let generation = self.freshness.generation();
+        self.decide(&mut jobs);
+        let jobs = self.claim(jobs).await;
+        let mut outgoing = Outgoing::default();
+        for job in jobs {
+            let (channel, cost) = (job.queued.chunk.head.channel, job.queued.cost());
+            let (shard, order) = (job.shard, job.order);
+            let sent = self.render(job, &policy, &mut outgoing);
+            self.done_with(shard, channel, order, cost - sent);
         }
-        self.renderers.put(&head, renderer);
-        Ok(())
+        self.hand_over(outgoing, generation);
+    }
+
+    /// Takes back what was counted as handed over and was not, and the turn's own hold on the order.
+    fn done_with(&mut self, shard: u32, channel: Channel, order: Option<OrderKey>, not_sent: u64) {
+        self.in_doubt.drop(channel, not_sent);
+        if let Some(key) = order
+            && let Some(shard) = self.shards.get_mut(&shard)
+        {
+            shard.order.begun(key);
+        }
     }
 
     /// A section that cannot be decided now comes again in a second; nothing of it was attempted.
-    fn put_off(&mut self, number: u32, queued: &Queued) {
+    fn put_off(&mut self, job: &Job) {
         let due_ms = self.deps.world.now_ms() + UNDECIDED_DELAY_MS;
-        if let Some(shard) = self.shards.get_mut(&number) {
-            shard.send_on(queued, deliveries_home(queued.topic, number), Some(due_ms));
+        if let Some(shard) = self.shards.get_mut(&job.shard) {
+            shard.send_on(&job.queued, deliveries_home(job.queued.topic, job.shard), Some(due_ms));
         }
+        self.done_with(job.shard, job.queued.chunk.head.channel, job.order, job.queued.cost());
     }
 
-    fn end_all(&mut self, number: u32, queued: &Queued, end: &End) {
+    fn end_all(&mut self, job: &Job, end: &End) {
         let now_ms = self.deps.world.now_ms();
-        if let Some(shard) = self.shards.get_mut(&number) {
-            let count = shard.end_all(queued, end, now_ms);
-            self.deps.stats.add(|s| &s.ended, count);
+        if let Some(shard) = self.shards.get_mut(&job.shard) {
+            shard.end_all(&job.queued, end, now_ms);
         }
+        self.done_with(job.shard, job.queued.chunk.head.channel, job.order, job.queued.cost());
     }
 
-    /// What is known of a section's users; `None` if the directory did not answer, which is not absence.
-    async fn people_of(&mut self, head: &Head) -> Option<Vec<Arc<Known>>> {
+    /// Those that can be rendered; the others end or wait.
+    fn with_templates(&mut self, jobs: Vec<Job>, policy: &Arc<Policy>) -> Vec<Job> {
         let now_ms = self.deps.world.now_ms();
-        let users: Vec<&str> = head.users().collect();
-        let mut people: Vec<Option<Arc<Known>>> =
-            users.iter().map(|user| self.people.get(&head.tenant, user, now_ms)).collect();
-        let missing: Vec<usize> = (0..users.len()).filter(|i| people[*i].is_none()).collect();
-        if !missing.is_empty() {
-            let ids: Vec<String> = missing.iter().map(|i| users[*i].to_owned()).collect();
-            match self.deps.directory.people(&head.tenant, &ids).await {
-                Ok(found) => {
+        let mut ready = Vec::with_capacity(jobs.len());
+        for mut job in jobs {
+            let head = job.queued.chunk.head.clone();
+            if now_ms >= head.notification.expires_ms {
+                self.end_all(&job, &head.expiry());
+                continue;
+            }
+            match self.renderers.of(&head, policy).map(|renderer| renderer.template().clone()) {
+                Ok(template) => {
+                    job.template = Some(template);
+                    ready.push(job);
+                }
+                Err(NoRenderer::Unknown) => {
+                    let template = &head.notification.template_id;
+                    tracing::warn!(template, "a template is not known yet; its messages wait");
+                    self.put_off(&job);
+                }
+                Err(NoRenderer::Refused(cause)) => {
+                    tracing::error!(template = head.notification.template_id, %cause, "messages cannot be rendered");
+                    self.end_all(&job, &End::by_rule(State::Failed, "template_refused", head.section.attempts));
+                }
+            }
+        }
+        ready
+    }
+
+    /// Those whose users are known. If the directory does not answer, which is not absence, a section waits.
+    async fn with_people(&mut self, mut jobs: Vec<Job>) -> Vec<Job> {
+        let now_ms = self.deps.world.now_ms();
+        // By tenant: the job, the place in its chunk, and the id.
+        let mut missing: BTreeMap<TenantId, Vec<(usize, usize, String)>> = BTreeMap::new();
+        let mut found: Vec<Vec<Option<Arc<Known>>>> = Vec::with_capacity(jobs.len());
+        for (j, job) in jobs.iter().enumerate() {
+            let chunk = &job.queued.chunk;
+            let mut people = Vec::with_capacity(chunk.users.len());
+            for (i, user) in chunk.users().enumerate() {
+                let known = self.people.get(&chunk.head.tenant, user, now_ms);
+                if known.is_none() {
+                    let tenant = chunk.head.tenant.clone();
+                    missing.entry(tenant).or_default().push((j, i, user.to_owned()));
+                }
+                people.push(known);
+            }
+            found.push(people);
+        }
+        for (tenant, places) in missing {
+            let ids: Vec<String> = places.iter().map(|(.., id)| id.clone()).collect();
+            match self.deps.directory.people(&tenant, &ids).await {
+                Ok(people) => {
                     self.deps.stats.add(|s| &s.people_filled, ids.len() as u64);
-                    for (i, person) in missing.into_iter().zip(found) {
-                        let known = Arc::new(Known::from(person));
-                        self.people.insert(&head.tenant, users[i], now_ms, known.clone());
-                        people[i] = Some(known);
+                    for ((j, i, id), person) in places.into_iter().zip(people) {
+                        let known = Arc::new(Known::of(&id, person));
+                        self.people.insert(&tenant, &id, now_ms, known.clone());
+                        found[j][i] = Some(known);
                     }
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "profiles cannot be read; the section waits");
-                    return None;
+                Err(error) => tracing::warn!(%error, %tenant, "profiles cannot be read; their sections wait"),
+            }
+        }
+        for (job, people) in jobs.iter_mut().zip(found) {
+            job.people = people.into_iter().collect::<Option<_>>().unwrap_or_default();
+            let chunk = &job.queued.chunk;
+            if !chunk.head.section.inline.is_empty() {
+                for (known, in_section) in job.people.iter_mut().zip(&chunk.users) {
+                    if let Some(inline) = chunk.head.inline(*in_section as usize) {
+                        *known = Arc::new(inline_known(inline, known));
+                    }
                 }
             }
         }
-        let people: Option<Vec<Arc<Known>>> = people.into_iter().collect();
-        if head.section.inline.is_empty() {
-            return people;
-        }
-        people.map(|people| {
-            let inline = |(i, known): (usize, Arc<Known>)| {
-                head.inline(i).map_or(known.clone(), |inline| Arc::new(inline_known(inline, &known)))
-            };
-            people.into_iter().enumerate().map(inline).collect()
-        })
+        self.keep(jobs, |job| job.people.len() == job.queued.chunk.users.len())
     }
 
-    fn decide(&self, chunk: &Chunk, people: &[Arc<Known>], category: &str) -> Vec<Planned> {
-        let head = &chunk.head;
-        let question = Question {
-            notification: &head.notification,
-            channel: head.channel,
-            category,
-            attempts: head.section.attempts,
-            inline: !head.section.inline.is_empty(),
-            now_ms: self.deps.world.now_ms(),
-        };
-        let fate = |in_section: u32| match may_send(&question, &people[in_section as usize]) {
-            Verdict::Send(_) => Fate::Send,
-            Verdict::Suppress(reason) => Fate::End(State::Suppressed, reason, String::new()),
-            Verdict::Dead(reason) => Fate::End(State::Dead, reason, String::new()),
-        };
-        chunk.users.iter().map(|in_section| Planned { in_section: *in_section, fate: fate(*in_section) }).collect()
+    /// Those that may go on; the others are put off.
+    fn keep(&mut self, jobs: Vec<Job>, may_go_on: impl Fn(&Job) -> bool) -> Vec<Job> {
+        let (kept, put_off): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(may_go_on);
+        put_off.iter().for_each(|job| self.put_off(job));
+        kept
     }
 
-    /// Takes claims for what may be sent; `None` if they cannot be taken now.
-    async fn claim(
-        &mut self,
-        number: u32,
-        head: &Head,
-        mut plan: Vec<Planned>,
-        window_ms: u64,
-    ) -> Option<Vec<Planned>> {
-        let notification = &head.notification;
-        if notification.dedupe_key.is_empty() {
-            return Some(plan);
-        }
-        let users: Vec<&str> = head.users().collect();
-        let sending: Vec<usize> = (0..plan.len()).filter(|i| matches!(plan[*i].fate, Fate::Send)).collect();
-        let keys: Vec<[u8; 16]> =
-            sending.iter().filter_map(|i| head.claim_of(users[plan[*i].in_section as usize])).collect();
+    fn decide(&self, jobs: &mut [Job]) {
         let now_ms = self.deps.world.now_ms();
-        let log = self.deps.log.clone();
-        let claims = &mut self.shards.get_mut(&number)?.claims;
-        match claims.take(&keys, head.id, now_ms + window_ms, log.as_ref(), now_ms).await {
-            Ok(holders) => {
-                for (i, holder) in sending.into_iter().zip(holders) {
-                    if holder != head.id {
-                        plan[i].fate = Fate::End(State::Suppressed, "duplicate", format!("winner:{holder}"));
-                    }
-                }
-                Some(plan)
-            }
-            Err(error) => {
-                tracing::warn!(%error, shard = number, "claims cannot be taken; the section waits");
-                None
-            }
+        for job in jobs {
+            let head = &job.queued.chunk.head;
+            let question = Question {
+                notification: &head.notification,
+                channel: head.channel,
+                category: job.category(),
+                attempts: head.section.attempts,
+                inline: !head.section.inline.is_empty(),
+                now_ms,
+            };
+            let fate = |known: &Arc<Known>| match may_send(&question, known) {
+                Verdict::Send(_) => Fate::Send,
+                Verdict::Suppress(reason) => Fate::End(State::Suppressed, reason, String::new()),
+                Verdict::Dead(reason) => Fate::End(State::Dead, reason, String::new()),
+            };
+            job.fates = job.people.iter().map(fate).collect();
         }
     }
 
-    /// What makes unsubscribe links with the policy's secret.
+    /// Takes claims for what may be sent, in one round trip a shard. Jobs whose claims cannot be taken now wait.
+    async fn claim(&mut self, mut jobs: Vec<Job>) -> Vec<Job> {
+        let now_ms = self.deps.world.now_ms();
+        let mut takes: BTreeMap<u32, Vec<ClaimRequest>> = BTreeMap::new();
+        for job in &jobs {
+            let head = &job.queued.chunk.head;
+            let Some(mut keys) = head.claim_keys() else { continue };
+            let window_ms = job.template.as_ref().map_or(0, |template| template.dedupe_window().as_millis() as u64);
+            let takes = takes.entry(job.shard).or_default();
+            for (known, _) in job.people.iter().zip(&job.fates).filter(|(_, fate)| matches!(fate, Fate::Send)) {
+                let (key, expires_ms) = (keys.of(&known.id), now_ms + window_ms);
+                takes.push(ClaimRequest::Take { key, owner: head.id, expires_ms });
+            }
+        }
+        if takes.is_empty() {
+            return jobs;
+        }
+        let log = &self.deps.log;
+        let asked = self.shards.iter_mut().filter_map(|(number, shard)| {
+            let takes = takes.get(number)?;
+            Some(async move { (*number, shard.claims.take(takes, log.as_ref(), now_ms).await) })
+        });
+        let mut holders: BTreeMap<u32, std::vec::IntoIter<_>> = BTreeMap::new();
+        for (number, answer) in futures::future::join_all(asked).await {
+            match answer {
+                Ok(of_shard) => {
+                    holders.insert(number, of_shard.into_iter());
+                }
+                Err(error) => tracing::warn!(%error, shard = number, "claims cannot be taken; the sections wait"),
+            }
+        }
+        for job in &mut jobs {
+            let head = &job.queued.chunk.head;
+            let Some(of_shard) = holders.get_mut(&job.shard).filter(|_| !head.notification.dedupe_key.is_empty())
+            else {
+                continue;
+            };
+            for fate in job.fates.iter_mut().filter(|fate| matches!(fate, Fate::Send)) {
+                if let Some(holder) = of_shard.next().filter(|holder| *holder != head.id) {
+                    *fate = Fate::End(State::Suppressed, "duplicate", format!("winner:{holder}"));
+                }
+            }
+        }
+        let unguarded = |job: &Job| job.queued.chunk.head.notification.dedupe_key.is_empty();
+        self.keep(jobs, |job| unguarded(job) || !takes.contains_key(&job.shard) || holders.contains_key(&job.shard))
+    }
+
+    /// Makes unsubscribe links with the policy's secret.
     fn unsubscribe_links(&mut self, policy: &Policy) -> Option<Arc<UnsubscribeLinks>> {
         let secret = policy.secret(SIGNING_SECRET)?;
         if self.links.as_ref().is_none_or(|(signed_with, _)| signed_with != secret) {
@@ -238,130 +335,97 @@ impl Worker {
         self.links.as_ref().map(|(_, links)| links.clone())
     }
 
-    /// Renders what is to be sent. In-app items are put out at once; messages for a provider are returned.
-    fn render(
-        &mut self,
-        number: u32,
-        queued: &Queued,
-        people: &[Arc<Known>],
-        plan: Vec<Planned>,
-        renderer: &mut Renderer,
-        policy: &Policy,
-    ) -> Option<(Vec<Item>, Vec<Message>)> {
-        let chunk = &queued.chunk;
-        let head = &chunk.head;
-        let users: Vec<&str> = head.users().collect();
-        let now_ms = self.deps.world.now_ms();
+    /// Renders what is to be sent. In-app items are put out at once, messages for a provider are gathered. Returns how
+    /// many there are for a provider.
+    fn render(&mut self, job: Job, policy: &Arc<Policy>, outgoing: &mut Outgoing) -> u64 {
         let links = self.unsubscribe_links(policy);
-        let shard = self.shards.get_mut(&number)?;
-        let has_provider = self.deps.channels.iter().any(|channel| channel.kind() == head.channel);
-        let category = renderer.category().to_owned();
-        let mut ended = Ended::new(head.id, head.channel);
-        let mut finished: Vec<u32> = Vec::with_capacity(plan.len());
-        let mut in_app = InAppItems::new(head);
-        let (mut items, mut messages) = (Vec::new(), Vec::new());
-        let mut rendered = Rendered::new();
-        for Planned { in_section, fate } in plan {
-            let (user, known) = (users[in_section as usize], &people[in_section as usize]);
-            let index = chunk.first + in_section;
-            if let Fate::End(state, reason, error_code) = fate {
-                if reason != "duplicate" {
-                    shard.release(head, user);
-                }
-                ended.add(user, &End { error_code, ..End::by_rule(state, reason, head.section.attempts) });
-                finished.push(index);
-                continue;
-            }
-            let locale = known.locale.as_deref();
-            if in_app.add_shared(user, locale) {
-                finished.push(index);
-                continue;
-            }
-            let url = || {
-                let (tenant, channel) = (head.tenant.as_str(), channel_name(head.channel));
-                links.as_ref().map(|links| links.url(tenant, user, channel, &category))
-            };
-            let fault = match renderer.render(user, known, url, &mut rendered) {
-                Ok(url) => match (content_of(&rendered), endpoint_of(known, head), has_provider) {
-                    (None, ..) => {
-                        in_app.add(user, locale, renderer.is_constant(locale), &rendered);
-                        finished.push(index);
-                        continue;
-                    }
-                    (Some(content), Some(endpoint), true) => {
-                        let user: Arc<str> = user.into();
-                        let instance = InstanceId::of(&head.id, &user, head.channel);
-                        messages.push(Message {
-                            instance,
-                            notification: head.id,
-                            tenant: head.tenant.clone(),
-                            user: user.clone(),
-                            endpoint,
-                            content,
-                            unsubscribe_url: url,
-                            expires_ms: head.notification.expires_ms,
-                        });
-                        let book_hash = instance.book_hash();
-                        items.push(Item { index, in_section, user, book_hash, answered: false });
-                        continue;
-                    }
-                    _ => End::by_rule(State::Suppressed, "channel_not_configured", head.section.attempts),
-                },
-                Err(error) => {
-                    let error_code = error.code().to_owned();
-                    End { error_code, ..End::by_rule(State::Failed, "template_data", head.section.attempts) }
-                }
-            };
-            shard.release(head, user);
-            ended.add(user, &fault);
-            finished.push(index);
-        }
-        in_app.put_out(number, &mut shard.outputs);
-        let count = ended.put_out(&head.notification, now_ms, &mut shard.outputs);
-        self.deps.stats.add(|s| &s.ended, count);
-        shard.finish(queued.topic, queued.offset, finished);
-        (!messages.is_empty()).then_some((items, messages))
-    }
-
-    fn dispatch(
-        &mut self,
-        number: u32,
-        queued: &Queued,
-        order: Option<u64>,
-        items: Vec<Item>,
-        messages: Vec<Message>,
-        generation: u64,
-    ) {
-        let head = queued.chunk.head.clone();
-        let Some(channel) = self.deps.channels.iter().find(|c| c.kind() == head.channel).cloned() else { return };
-        let Some(shard) = self.shards.get_mut(&number) else { return };
-        if let Some(key) = order {
-            shard.order.handed_over(key, head.id);
-        }
-        let batch = self.next_batch;
-        self.next_batch += 1;
-        self.in_doubt.hand_over(head.channel, items.len() as u64);
-        self.deps.stats.add(|s| &s.attempts, items.len() as u64);
-        let users = items.iter().map(|item| item.user.clone()).collect();
-        let dispatch = Dispatch {
-            batch,
-            log: self.deps.log.clone(),
-            freshness: self.freshness.clone(),
-            shard_is_ours: shard.is_ours.clone(),
-            events: self.events.clone(),
-            decided_at: generation,
-            rests_on: queued.mark,
-            deadline: Duration::from_millis(self.config.send_deadline_ms),
-            channel: channel.clone(),
-        };
-        let provider = Channel::provider(channel.as_ref()).into();
-        dispatch.spawn(head.tenant.clone(), users, messages);
-        let (topic, offset) = (queued.topic, queued.offset);
-        self.batches.insert(batch, Batch { shard: number, topic, offset, head, provider, items, order });
+        let now_ms = self.deps.world.now_ms();
+        let has_provider = self.deps.channels.iter().any(|channel| channel.kind() == job.queued.chunk.head.channel);
+        let Some(shard) = self.shards.get_mut(&job.shard) else { return 0 };
+        let Ok(renderer) = self.renderers.of(&job.queued.chunk.head, policy) else { return 0 };
+        let rendering = Rendering { shard, renderer, links, has_provider, now_ms };
+        rendering.run(job, outgoing)
     }
 }
 
-fn endpoint_of(known: &Known, head: &Head) -> Option<Endpoint> {
-    let channel = channel_name(head.channel);
-    known.endpoints.iter().find(|endpoint| endpoint.channel == channel).cloned()
+/// What one section is rendered with.
+struct Rendering<'a> {
+    shard: &'a mut Shard,
+    renderer: &'a mut Renderer,
+    links: Option<Arc<UnsubscribeLinks>>,
+    has_provider: bool,
+    now_ms: u64,
+}
+
+impl Rendering<'_> {
+    fn run(mut self, mut job: Job, outgoing: &mut Outgoing) -> u64 {
+        let head = job.queued.chunk.head.clone();
+        let attempts = head.section.attempts;
+        let mut finished: Vec<u32> = Vec::with_capacity(job.fates.len());
+        let mut in_app = InAppItems::new(&head);
+        let mut rendered = Rendered::new();
+        let mut sent = 0;
+        let fates = std::mem::take(&mut job.fates);
+        for (at, fate) in fates.into_iter().enumerate() {
+            let known = &job.people[at];
+            let index = job.queued.chunk.first + job.queued.chunk.users[at];
+            let end = match fate {
+                Fate::End(state, reason, error_code) => End { error_code, ..End::by_rule(state, reason, attempts) },
+                Fate::Send if in_app.add_shared(&known.id, known.locale.as_deref()) => {
+                    finished.push(index);
+                    continue;
+                }
+                Fate::Send => match self.message(&job, known, &mut rendered) {
+                    Ok(Some(message)) => {
+                        outgoing.push(&job, self.shard, at, message);
+                        sent += 1;
+                        continue;
+                    }
+                    Ok(None) => {
+                        let locale = known.locale.as_deref();
+                        in_app.add(&known.id, locale, self.renderer.is_constant(locale), &rendered);
+                        finished.push(index);
+                        continue;
+                    }
+                    Err(end) => end,
+                },
+            };
+            // A duplicate's claim is somebody else's.
+            if end.reason != "duplicate" {
+                self.shard.release(&head, &known.id);
+            }
+            self.shard.endings.of(&head, self.now_ms).add(&known.id, &end);
+            finished.push(index);
+        }
+        in_app.put_out(self.shard.number, &mut self.shard.outputs);
+        self.shard.finish(job.queued.topic, job.queued.offset, finished);
+        sent
+    }
+
+    /// Renders for one person; `None` for in-app, whose message is in `rendered`.
+    fn message(&mut self, job: &Job, known: &Arc<Known>, rendered: &mut Rendered) -> Result<Option<Message>, End> {
+        let head = &job.queued.chunk.head;
+        let attempts = head.section.attempts;
+        let (tenant, channel) = (head.tenant.as_str(), channel_name(head.channel));
+        let url = || self.links.as_ref().map(|links| links.url(tenant, &known.id, channel, job.category()));
+        let unsubscribe_url = self.renderer.render(known, url, rendered).map_err(|error| {
+            let error_code = error.code().to_owned();
+            End { error_code, ..End::by_rule(State::Failed, "template_data", attempts) }
+        })?;
+        let Some(content) = content_of(rendered) else { return Ok(None) };
+        let endpoint = known.endpoints.iter().find(|endpoint| endpoint.channel == channel).cloned();
+        match endpoint.filter(|_| self.has_provider) {
+            Some(endpoint) => Ok(Some(Message {
+                instance: InstanceId::of(&head.id, &known.id, head.channel),
+                notification: head.id,
+                tenant: head.tenant.clone(),
+                user: known.id.clone(),
+                endpoint,
+                content,
+                unsubscribe_url,
+                expires_ms: head.notification.expires_ms,
+            })),
+            None => Err(End::by_rule(State::Suppressed, "channel_not_configured", attempts)),
+        }
+    }
 }

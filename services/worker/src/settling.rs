@@ -8,9 +8,9 @@ use herald_core::{
 };
 
 use crate::{
-    delivery::{Event, Item},
+    delivery::{BatchSection, Event, Item},
     moving::{deliveries_home, part_of},
-    receipts::{End, Ended},
+    receipts::End,
     retry::{Next, Why, after},
     stage::Worker,
 };
@@ -28,7 +28,7 @@ impl Worker {
                     Some((last, run)) if *last == batch => run.push((index, outcome)),
                     _ => runs.push((batch, vec![(index, outcome)])),
                 },
-                Event::Started { batch } => self.begun(batch),
+                Event::Started { batch, section } => self.begun(batch, section),
                 Event::Over { batch } => over.push(batch),
                 Event::Durable(mark) => self.became_durable(mark),
             }
@@ -49,16 +49,17 @@ impl Worker {
                 batch.items.iter().enumerate().filter_map(open).collect()
             });
             self.settle(batch, unanswered);
-            self.begun(batch);
+            let sections = self.batches.get(&batch).map_or(0, |batch| batch.sections.len());
+            (0..sections).for_each(|section| self.begun(batch, section));
             self.batches.remove(&batch);
         }
     }
 
-    /// All messages of a batch were begun or are over: whoever must come after them may go.
-    fn begun(&mut self, id: u64) {
-        if let Some(batch) = self.batches.get_mut(&id)
-            && let Some(key) = batch.order.take()
-            && let Some(shard) = self.shards.get_mut(&batch.shard)
+    /// All messages of a section were begun or are over: whoever must come after them may go.
+    fn begun(&mut self, batch: u64, section: usize) {
+        if let Some(section) = self.batches.get_mut(&batch).and_then(|batch| batch.sections.get_mut(section))
+            && let Some(key) = section.order.take()
+            && let Some(shard) = self.shards.get_mut(&section.shard)
         {
             shard.order.begun(key);
         }
@@ -71,23 +72,22 @@ impl Worker {
 
     fn settle(&mut self, id: u64, outcomes: Vec<(usize, Outcome)>) {
         let Some(batch) = self.batches.get_mut(&id) else { return };
-        let Some(shard) = self.shards.get_mut(&batch.shard) else { return };
         let now_ms = self.deps.world.now_ms();
-        let head = batch.head.clone();
-        let mut ended = Ended::new(head.id, head.channel);
-        let mut again: BTreeMap<(u32, u64), Vec<u32>> = BTreeMap::new();
-        let mut finished = Vec::with_capacity(outcomes.len());
+        let mut again: BTreeMap<(usize, u32, u64), Vec<u32>> = BTreeMap::new();
         for (i, outcome) in outcomes {
             let Some(item) = batch.items.get_mut(i).filter(|item| !item.answered) else { continue };
             item.answered = true;
-            finished.push(item.index);
+            let BatchSection { shard, topic, offset, head, .. } = &batch.sections[item.section];
+            let Some(shard) = self.shards.get_mut(shard) else { continue };
+            shard.answered.add(batch.channel, 1);
+            shard.finish(*topic, *offset, [item.index]);
             match after(outcome, head.section.attempts, &head.notification, &self.config, &self.deps.world, now_ms) {
                 Next::End { state, reason, code, provider_id, attempts } => {
                     if state != State::Delivered {
-                        shard.release(&head, &item.user);
+                        shard.release(head, &item.user);
                     }
                     let end = End { state, reason, attempts, provider: batch.provider.clone(), error_code: code };
-                    ended.add_hashed(&item.user, item.book_hash, &end, provider_id);
+                    shard.endings.of(head, now_ms).add_hashed(&item.user, item.book_hash, &end, provider_id);
                 }
                 Next::Again { delay_ms, attempts, why } => {
                     match why {
@@ -97,21 +97,18 @@ impl Worker {
                         Why::AccountFault => self.deps.stats.add(|s| &s.account_faults, 1),
                     }
                     let due_ms = now_ms + delay_ms.div_ceil(RETRY_GRAIN_MS) * RETRY_GRAIN_MS;
-                    again.entry((attempts, due_ms)).or_default().push(item.in_section);
+                    again.entry((item.section, attempts, due_ms)).or_default().push(item.in_section);
                 }
             }
         }
-        let home = deliveries_home(batch.topic, shard.number);
-        for ((attempts, due_ms), mut users) in again {
+        for ((section, attempts, due_ms), mut users) in again {
             // Providers answer in any order.
             users.sort_unstable();
-            let (section, summary) = part_of(&head, &users, attempts);
-            shard.outputs.section(home, Some(due_ms), section, summary);
+            let BatchSection { shard, topic, head, .. } = &batch.sections[section];
+            let Some(shard) = self.shards.get_mut(shard) else { continue };
+            let (section, summary) = part_of(head, &users, attempts);
+            shard.outputs.section(deliveries_home(*topic, shard.number), Some(due_ms), section, summary);
         }
-        let count = ended.put_out(&head.notification, now_ms, &mut shard.outputs);
-        self.deps.stats.add(|s| &s.ended, count);
-        shard.answered.add(head.channel, finished.len() as u64);
-        shard.finish(batch.topic, batch.offset, finished);
         self.touch();
     }
 }

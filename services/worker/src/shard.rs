@@ -23,7 +23,8 @@ use crate::{
     in_doubt::{Answered, InDoubt},
     live::Feed,
     order::Order,
-    prepare::Chunk,
+    receipts::Endings,
+    section::Chunk,
 };
 
 /// What a tenant and channel may send before the next one's turn, in instances.
@@ -64,6 +65,8 @@ pub(crate) struct Shard {
     pub claims: ShardClaims,
     /// What the next commit puts out.
     pub outputs: Outputs,
+    /// What ended since the last commit.
+    pub endings: Endings,
     /// Answered since the last commit.
     pub answered: Answered,
     /// Closed when the shard is another's; gates look at it.
@@ -92,6 +95,7 @@ impl Shard {
             feed: Feed::new(number, 0),
             claims,
             outputs,
+            endings: Endings::default(),
             answered: Answered::default(),
             is_ours: Arc::new(AtomicBool::new(true)),
             changes_read: 0,

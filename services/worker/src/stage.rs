@@ -25,7 +25,9 @@ use crate::{
     delivery::{Batch, Events, Freshness, watch_durability},
     in_doubt::{Answered, InDoubt},
     people::People,
-    prepare::{Chunk, Head, Renderers, decode_batch},
+    prepare::Renderers,
+    receipts::Endings,
+    section::{Chunk, Head, Notifications, decode_batch},
     shard::{Queued, Shard},
 };
 
@@ -55,6 +57,7 @@ pub(crate) struct Worker {
     /// The shard that was served last.
     pub(crate) next_shard: usize,
     pub(crate) people: People,
+    pub(crate) notifications: Notifications,
     pub(crate) renderers: Renderers,
     /// Unsubscribe links and the secret that signs them.
     pub(crate) links: Option<(String, Arc<UnsubscribeLinks>)>,
@@ -92,7 +95,8 @@ impl Worker {
         let kinds: BTreeSet<i32> = deps.channels.iter().map(|channel| channel.kind() as i32).collect();
         Ok(Self {
             people: People::new(config.cached_people, config.cached_people_max_age_ms),
-            renderers: Renderers::default(),
+            notifications: Notifications::new(),
+            renderers: Renderers::new(),
             links: None,
             freshness: Arc::new(Freshness::new(deps.world.clock.clone())),
             in_doubt: InDoubt::new(config.in_doubt_instances, kinds.len()),
@@ -214,14 +218,9 @@ impl Worker {
         // The sharded topics are assigned together, so the first of them takes the shard with it.
         let Some(shard) = self.shards.remove(&number) else { return };
         shard.answered.forget(&mut self.in_doubt);
-        let in_doubt = &mut self.in_doubt;
-        self.batches.retain(|_, batch| {
-            let stays = batch.shard != number;
-            if !stays {
-                in_doubt.drop(batch.head.channel, batch.unanswered());
-            }
-            stays
-        });
+        for batch in self.batches.values_mut() {
+            self.in_doubt.drop(batch.channel, batch.let_go(number));
+        }
     }
 
     fn begin(&mut self, at: TopicPartition, position: Position) {
@@ -288,7 +287,7 @@ impl Worker {
             self.touch();
             return;
         }
-        let Ok(heads) = decode_batch(record.body.clone(), &record.envelope.sections) else {
+        let Ok(heads) = decode_batch(record.body.clone(), &record.envelope.sections, &mut self.notifications) else {
             shard.bury_undecodable(&record, undone, &self.deps);
             return self.touch();
         };
@@ -406,8 +405,7 @@ impl Worker {
     async fn write_feeds(&mut self) {
         let mut dirty = false;
         for shard in self.shards.values_mut() {
-            let ended = shard.feed.write(&self.deps, self.durable, &mut shard.outputs).await;
-            self.deps.stats.add(|s| &s.ended, ended);
+            shard.feed.write(&self.deps, self.durable, &mut shard.outputs, &mut shard.endings).await;
             dirty |= shard.feed.dirty;
         }
         if dirty {
@@ -418,6 +416,7 @@ impl Worker {
     /// Commits what was decided and answered since the last commit, empty if need be.
     pub(crate) async fn commit(&mut self) -> anyhow::Result<()> {
         let (mut outputs, mut answered) = (self.empty_outputs(), Answered::default());
+        let mut endings = Endings::default();
         let mut positions = Vec::new();
         for shard in self.shards.values_mut() {
             let moved = shard.shorten_done_maps(LONG_DONE_MAP_CHARS);
@@ -429,6 +428,7 @@ impl Worker {
                 outputs.claims(shard.number, batch);
             }
             answered.absorb(std::mem::take(&mut shard.answered));
+            endings.absorb(std::mem::take(&mut shard.endings));
         }
         for number in self.shards.keys().copied().collect::<Vec<_>>() {
             let empty = self.empty_outputs();
@@ -436,6 +436,7 @@ impl Worker {
                 outputs.absorb(std::mem::replace(&mut shard.outputs, empty));
             }
         }
+        self.deps.stats.add(|s| &s.ended, endings.put_out(&mut outputs));
         self.dirty_since = None;
         let mark = self.write(Commit { positions, outputs: outputs.finish() }).await?;
         self.in_doubt.committed(answered, mark);

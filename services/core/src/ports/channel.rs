@@ -22,7 +22,7 @@ pub struct Message {
     /// Who gets it.
     pub user: Arc<str>,
     /// Where to.
-    pub endpoint: Endpoint,
+    pub endpoint: Arc<Endpoint>,
     /// What.
     pub content: Content,
     /// The one-click unsubscribe link (RFC 8058), where the channel has one.

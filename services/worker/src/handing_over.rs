@@ -1,0 +1,134 @@
+//! Rendered messages on their way to their providers, gathered into batches in which no user occurs twice.
+
+use std::{collections::BTreeMap, sync::atomic::AtomicUsize, time::Duration};
+
+use hashbrown::HashSet;
+use herald_core::{
+    ids::shard_of,
+    ports::{
+        channel::{Channel, Message},
+        log::Mark,
+    },
+};
+
+use crate::{
+    delivery::{Batch, BatchSection, Dispatch, GateSection, Item},
+    sending::Job,
+    shard::Shard,
+    stage::Worker,
+};
+
+/// The most messages of a batch.
+const MESSAGES_PER_BATCH: usize = 256;
+
+/// Batches of each channel.
+#[derive(Default)]
+pub(crate) struct Outgoing {
+    by_channel: BTreeMap<i32, Vec<Gathering>>,
+}
+
+/// A batch that is being gathered.
+#[derive(Default)]
+struct Gathering {
+    sections: Vec<BatchSection>,
+    gate: Vec<GateSection>,
+    items: Vec<Item>,
+    messages: Vec<Message>,
+    /// Hashes of its users. Two that collide are kept apart, which does no harm.
+    users: HashSet<u64>,
+    rests_on: Mark,
+}
+
+impl Outgoing {
+    /// Adds the message of a job's instance, by its place in the chunk.
+    pub(crate) fn push(&mut self, job: &Job, shard: &mut Shard, at: usize, message: Message) {
+        let user = user_of(&message);
+        let batches = self.by_channel.entry(job.queued.chunk.head.channel as i32).or_default();
+        let has_room = |last: &Gathering| last.messages.len() < MESSAGES_PER_BATCH && !last.users.contains(&user);
+        if !batches.last().is_some_and(has_room) {
+            batches.push(Gathering::default());
+        }
+        if let Some(last) = batches.last_mut() {
+            last.users.insert(user);
+            last.push(job, shard, at, message);
+        }
+    }
+}
+
+fn user_of(message: &Message) -> u64 {
+    u64::from(shard_of(message.tenant.as_str(), &message.user, u32::MAX))
+}
+
+impl Gathering {
+    fn push(&mut self, job: &Job, shard: &mut Shard, at: usize, message: Message) {
+        let section = self.section_of(job, shard);
+        *self.gate[section].not_begun.get_mut() += 1;
+        let in_section = job.queued.chunk.users[at];
+        self.items.push(Item {
+            section,
+            index: job.queued.chunk.first + in_section,
+            in_section,
+            user: message.user.clone(),
+            book_hash: message.instance.book_hash(),
+            answered: false,
+        });
+        self.messages.push(message);
+    }
+
+    /// The job's section; jobs come one after the other.
+    fn section_of(&mut self, job: &Job, shard: &mut Shard) -> usize {
+        let queued = &job.queued;
+        let same = |last: &BatchSection| {
+            (last.shard, last.topic, last.offset) == (job.shard, queued.topic, queued.offset)
+                && std::sync::Arc::ptr_eq(&last.head, &queued.chunk.head)
+        };
+        if !self.sections.last().is_some_and(same) {
+            let head = queued.chunk.head.clone();
+            self.gate.push(GateSection {
+                tenant: head.tenant.clone(),
+                shard_is_ours: shard.is_ours.clone(),
+                not_begun: AtomicUsize::new(0),
+                is_awaited: job.order.is_some(),
+            });
+            let (topic, offset, order) = (queued.topic, queued.offset, job.order);
+            if let Some(key) = order {
+                shard.order.handed_over(key, head.id);
+            }
+            self.sections.push(BatchSection { shard: job.shard, topic, offset, head, order });
+            self.rests_on = self.rests_on.max(queued.mark);
+        }
+        self.sections.len() - 1
+    }
+}
+
+impl Worker {
+    /// Hands gathered messages to their providers.
+    pub(crate) fn hand_over(&mut self, outgoing: Outgoing, decided_at: u64) {
+        for gathering in outgoing.by_channel.into_values().flatten() {
+            let Some(channel) = gathering.sections.first().map(|section| section.head.channel) else { continue };
+            let Some(provider) = self.deps.channels.iter().find(|provider| provider.kind() == channel).cloned() else {
+                continue;
+            };
+            let Gathering { sections, gate, items, messages, rests_on, .. } = gathering;
+            let id = self.next_batch;
+            self.next_batch += 1;
+            self.deps.stats.add(|s| &s.attempts, items.len() as u64);
+            let dispatch = Dispatch {
+                batch: id,
+                channel: provider.clone(),
+                log: self.deps.log.clone(),
+                freshness: self.freshness.clone(),
+                events: self.events.clone(),
+                decided_at,
+                rests_on,
+                deadline: Duration::from_millis(self.config.send_deadline_ms),
+                sections: gate,
+                section_of: items.iter().map(|item| item.section).collect(),
+                messages,
+            };
+            dispatch.spawn();
+            let provider = Channel::provider(provider.as_ref()).into();
+            self.batches.insert(id, Batch { channel, provider, sections, items });
+        }
+    }
+}

@@ -1,12 +1,12 @@
 //! User ids packed into one column: each as a varint length and UTF-8 bytes, so that a record of hundreds of users is
 //! read without an allocation a user.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
 /// Builds a packed column.
 #[derive(Debug, Default, Clone)]
 pub struct PackedWriter {
-    bytes: BytesMut,
+    bytes: Vec<u8>,
     count: u32,
 }
 
@@ -15,11 +15,11 @@ impl PackedWriter {
     pub fn push(&mut self, id: &str) {
         let mut length = id.len() as u32;
         while length >= 0x80 {
-            self.bytes.put_u8(length as u8 | 0x80);
+            self.bytes.push(length as u8 | 0x80);
             length >>= 7;
         }
-        self.bytes.put_u8(length as u8);
-        self.bytes.put_slice(id.as_bytes());
+        self.bytes.push(length as u8);
+        self.bytes.extend_from_slice(id.as_bytes());
         self.count += 1;
     }
 
@@ -41,7 +41,7 @@ impl PackedWriter {
 
     /// The column.
     pub fn finish(self) -> Bytes {
-        self.bytes.freeze()
+        self.bytes.into()
     }
 }
 

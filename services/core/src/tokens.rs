@@ -114,6 +114,11 @@ impl UnsubscribeLinks {
         Self { key: key(secret), base: format!("{}/v1/unsubscribe/", public_url.trim_end_matches('/')) }
     }
 
+    /// Whether links begin with this scheme, such as `https://`.
+    pub fn leads_to(&self, scheme: &str) -> bool {
+        self.base.starts_with(scheme)
+    }
+
     /// The link of one user, channel and category.
     pub fn url(&self, tenant: &str, user: &str, channel: &str, category: &str) -> String {
         let payload = UnsubscribePayload { t: tenant, u: user, h: channel, c: category };

@@ -65,13 +65,13 @@ pub fn expand(
     let excluded = (request.exclude_actor && !notification.actor_id.is_empty()).then_some(&*notification.actor_id);
     let channels: Vec<Channel> = request.channels().collect();
 
-    let mut by_shard: BTreeMap<u32, ShardUsers> = BTreeMap::new();
+    let mut by_shard: Vec<ShardUsers> = (0..shards.max(1)).map(|_| ShardUsers::default()).collect();
     let mut recipients_taken = 0;
     let mut page = Page::default();
     for index in 0..recipients.len() {
         let user = recipients.id(index);
         if excluded != Some(user) {
-            let shard = by_shard.entry(shard_of(&notification.tenant, user, shards)).or_default();
+            let shard = &mut by_shard[shard_of(&notification.tenant, user, shards) as usize];
             if shard.users.count() == MAX_PAGE_USERS_PER_SHARD {
                 break;
             }
@@ -83,7 +83,7 @@ pub fn expand(
 
     let last = !more && page.taken == recipients.len();
     let mut totals = vec![Tally::default(); channels.len()];
-    for (shard, users) in by_shard {
+    for (shard, users) in (0..).zip(by_shard).filter(|(_, users)| users.users.count() > 0) {
         let inline: Vec<InlineRecipient> = match recipients {
             Recipients::Users(_) => Vec::new(),
             Recipients::Inline(all) => users.indexes.iter().map(|i| all[*i].clone()).collect(),

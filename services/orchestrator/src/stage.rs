@@ -60,6 +60,29 @@ struct Unit {
     poison: bool,
 }
 
+/// What a unit's record says.
+struct Said {
+    request: Request,
+    notification: Notification,
+    id: NotificationId,
+}
+
+impl Unit {
+    /// Reads the record; an error names why the request is dead.
+    fn read(&self) -> Result<Said, &'static str> {
+        if self.poison {
+            return Err("poison");
+        }
+        let read = || {
+            let request = Request::decode(self.record.body.clone()).ok()?;
+            let notification = Notification::decode(request.notification.clone()).ok()?;
+            let id = NotificationId::from_slice(&notification.id)?;
+            Some(Said { request, notification, id })
+        };
+        read().ok_or("undecodable")
+    }
+}
+
 enum Expanded {
     Page { transactional: bool, page: Box<Page>, next: Option<Box<Request>> },
     Later { due_ms: u64 },
@@ -244,7 +267,8 @@ impl Stage {
     }
 
     async fn expand_all(&self, units: &[Unit], now_ms: u64) -> Vec<Expanded> {
-        let first = match self.first_places(units).await {
+        let said: Vec<Result<Said, &'static str>> = units.iter().map(Unit::read).collect();
+        let first = match self.first_places(units, &said).await {
             Ok(first) => first,
             Err(error) => {
                 self.count(&self.deps.stats.store_delays, units.len() as u64);
@@ -252,27 +276,22 @@ impl Stage {
                 return units.iter().map(|_| Expanded::Later { due_ms: now_ms + STORE_DELAY_MS }).collect();
             }
         };
-        futures::future::join_all(units.iter().zip(first).map(|(unit, first)| self.expand_one(unit, first, now_ms)))
+        futures::future::join_all(said.into_iter().zip(first).map(|(said, first)| self.expand_one(said, first, now_ms)))
             .await
     }
 
     /// Whether each unit is the first admission of its idempotency key.
-    async fn first_places(&self, units: &[Unit]) -> Result<Vec<bool>, StoreError> {
+    async fn first_places(&self, units: &[Unit], said: &[Result<Said, &'static str>]) -> Result<Vec<bool>, StoreError> {
         let mut notes = Vec::new();
         let mut indexes = Vec::new();
-        for (index, unit) in units.iter().enumerate() {
-            if unit.record.envelope.schema != Schema::Request as i32 || unit.poison {
-                continue;
-            }
-            let Ok(request) = Request::decode(unit.record.body.clone()) else { continue };
-            let Ok(notification) = Notification::decode(request.notification.clone()) else { continue };
-            let Some(id) = NotificationId::from_slice(&notification.id) else { continue };
-            if !request.idempotency_key.is_empty() {
+        for (index, (unit, said)) in units.iter().zip(said).enumerate() {
+            let Ok(Said { request, notification, id }) = said else { continue };
+            if unit.record.envelope.schema == Schema::Request as i32 && !request.idempotency_key.is_empty() {
                 indexes.push(index);
                 notes.push(PlaceNote {
                     tenant: TenantId::trusted(&notification.tenant),
-                    key: request.idempotency_key,
-                    id,
+                    key: request.idempotency_key.clone(),
+                    id: *id,
                     place: self.first_place(&unit.record),
                 });
             }
@@ -300,18 +319,11 @@ impl Stage {
         })
     }
 
-    async fn expand_one(&self, unit: &Unit, first: bool, now_ms: u64) -> Expanded {
-        if unit.poison {
-            return Expanded::Dead { cause: "poison".into() };
-        }
-        if !first {
-            return Expanded::SecondAdmission;
-        }
-        let decoded = Request::decode(unit.record.body.clone())
-            .and_then(|request| Notification::decode(request.notification.clone()).map(|n| (request, n)));
-        let (request, notification) = match decoded {
-            Ok((request, notification)) if notification.id.len() == 16 => (request, notification),
-            _ => return Expanded::Dead { cause: "undecodable".into() },
+    async fn expand_one(&self, said: Result<Said, &'static str>, first: bool, now_ms: u64) -> Expanded {
+        let Said { request, notification, .. } = match said {
+            Err(cause) => return Expanded::Dead { cause: cause.into() },
+            Ok(_) if !first => return Expanded::SecondAdmission,
+            Ok(said) => said,
         };
         if notification.send_at_ms > now_ms {
             return Expanded::Later { due_ms: notification.send_at_ms };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use herald_core::{
     ids::NotificationId,
     policy::Policy,
-    ports::channel::Content,
+    ports::channel::{Content, Unsubscribe},
     record::{Actor, Channel},
 };
 use herald_templates::{
@@ -19,6 +19,7 @@ use crate::{people::Known, recent::Recent, section::Head};
 /// Renders the messages of one section: what does not vary by user is resolved once a locale.
 pub(crate) struct Renderer {
     template: Arc<Template>,
+    category: Arc<str>,
     channel: herald_templates::Channel,
     data: Value,
     actor: Option<(Actor, Value)>,
@@ -57,6 +58,7 @@ impl Renderer {
             }
         };
         Ok(Self {
+            category: template.category().unwrap_or_default().into(),
             template,
             channel: template_channel(head.channel),
             data,
@@ -70,6 +72,11 @@ impl Renderer {
     /// The template.
     pub(crate) fn template(&self) -> &Arc<Template> {
         &self.template
+    }
+
+    /// The template's category, which preferences name; empty for none.
+    pub(crate) fn category(&self) -> &Arc<str> {
+        &self.category
     }
 
     /// Whether every user of the locale gets the same message.
@@ -101,16 +108,13 @@ impl Renderer {
     pub(crate) fn render(
         &mut self,
         known: &Known,
-        unsubscribe_url: impl FnOnce() -> Option<String>,
+        unsubscribe: Option<&Unsubscribe>,
         rendered: &mut Rendered,
-    ) -> Result<Option<String>, RenderError> {
+    ) -> Result<(), RenderError> {
         let at = self.variant(known.locale.as_deref());
         let prepared = self.variants[at].1.as_ref().map_err(Clone::clone)?;
-        let url = if self.channel == herald_templates::Channel::Email || prepared.uses_unsubscribe_url() {
-            unsubscribe_url()
-        } else {
-            None
-        };
+        let unsubscribe = unsubscribe.filter(|_| prepared.uses_unsubscribe_url());
+        let url = unsubscribe.map(|unsubscribe| unsubscribe.url(&self.tenant_id, &known.id));
         let context = UserContext {
             id: &known.id,
             locale: known.locale.as_deref(),
@@ -118,8 +122,7 @@ impl Renderer {
             attributes: &known.attributes,
             unsubscribe_url: url.as_deref(),
         };
-        prepared.render(&context, rendered)?;
-        Ok(url)
+        prepared.render(&context, rendered)
     }
 }
 

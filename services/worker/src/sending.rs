@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use herald_core::{
     ids::{InstanceId, TenantId, channel_name},
     policy::{Policy, SIGNING_SECRET},
-    ports::{channel::Message, claims::ClaimRequest},
+    ports::{
+        channel::{Message, Unsubscribe},
+        claims::ClaimRequest,
+    },
     record::{Channel, State},
     tokens::UnsubscribeLinks,
 };
@@ -343,7 +346,9 @@ impl Worker {
         let has_provider = self.deps.channels.iter().any(|channel| channel.kind() == job.queued.chunk.head.channel);
         let Some(shard) = self.shards.get_mut(&job.shard) else { return 0 };
         let Ok(renderer) = self.renderers.of(&job.queued.chunk.head, policy) else { return 0 };
-        let rendering = Rendering { shard, renderer, links, has_provider, now_ms };
+        let (channel, category) = (job.queued.chunk.head.channel, renderer.category().clone());
+        let unsubscribe = links.map(|links| Unsubscribe { links, channel, category });
+        let rendering = Rendering { shard, renderer, unsubscribe, has_provider, now_ms };
         rendering.run(job, outgoing)
     }
 }
@@ -352,7 +357,7 @@ impl Worker {
 struct Rendering<'a> {
     shard: &'a mut Shard,
     renderer: &'a mut Renderer,
-    links: Option<Arc<UnsubscribeLinks>>,
+    unsubscribe: Option<Unsubscribe>,
     has_provider: bool,
     now_ms: u64,
 }
@@ -406,13 +411,12 @@ impl Rendering<'_> {
     fn message(&mut self, job: &Job, known: &Arc<Known>, rendered: &mut Rendered) -> Result<Option<Message>, End> {
         let head = &job.queued.chunk.head;
         let attempts = head.section.attempts;
-        let (tenant, channel) = (head.tenant.as_str(), channel_name(head.channel));
-        let url = || self.links.as_ref().map(|links| links.url(tenant, &known.id, channel, job.category()));
-        let unsubscribe_url = self.renderer.render(known, url, rendered).map_err(|error| {
+        self.renderer.render(known, self.unsubscribe.as_ref(), rendered).map_err(|error| {
             let error_code = error.code().to_owned();
             End { error_code, ..End::by_rule(State::Failed, "template_data", attempts) }
         })?;
         let Some(content) = content_of(rendered) else { return Ok(None) };
+        let channel = channel_name(head.channel);
         let endpoint = known.endpoints.iter().find(|endpoint| endpoint.channel == channel).cloned();
         match endpoint.filter(|_| self.has_provider) {
             Some(endpoint) => Ok(Some(Message {
@@ -422,7 +426,7 @@ impl Rendering<'_> {
                 user: known.id.clone(),
                 endpoint,
                 content,
-                unsubscribe_url,
+                unsubscribe: self.unsubscribe.clone(),
                 expires_ms: head.notification.expires_ms,
             })),
             None => Err(End::by_rule(State::Suppressed, "channel_not_configured", attempts)),

@@ -8,7 +8,7 @@ use herald_core::{
 };
 
 use crate::{
-    delivery::{BatchSection, Event, Item},
+    delivery::{Batch, BatchSection, Event, Item},
     moving::{deliveries_home, part_of},
     receipts::End,
     retry::{Next, Why, after},
@@ -70,24 +70,41 @@ impl Worker {
         self.in_doubt.durable(mark);
     }
 
-    fn settle(&mut self, id: u64, outcomes: Vec<(usize, Outcome)>) {
-        let Some(batch) = self.batches.get_mut(&id) else { return };
+    fn settle(&mut self, id: u64, mut outcomes: Vec<(usize, Outcome)>) {
+        let Some(mut batch) = self.batches.remove(&id) else { return };
+        outcomes.retain(|(i, _)| batch.items.get(*i).is_some_and(|item| !item.answered));
+        // Section by section, whatever the order of the answers; each counts once.
+        outcomes.sort_by_key(|(i, _)| *i);
+        outcomes.dedup_by_key(|(i, _)| *i);
+        let mut outcomes = outcomes.into_iter().peekable();
+        while let Some(section) = outcomes.peek().map(|(i, _)| batch.items[*i].section) {
+            let items = &batch.items;
+            let of_section = std::iter::from_fn(|| outcomes.next_if(|(i, _)| items[*i].section == section));
+            let of_section: Vec<(usize, Outcome)> = of_section.collect();
+            self.settle_section(&mut batch, section, of_section);
+        }
+        self.batches.insert(id, batch);
+        self.touch();
+    }
+
+    fn settle_section(&mut self, batch: &mut Batch, section: usize, outcomes: Vec<(usize, Outcome)>) {
         let now_ms = self.deps.world.now_ms();
-        let mut again: BTreeMap<(usize, u32, u64), Vec<u32>> = BTreeMap::new();
+        let BatchSection { shard, topic, offset, head, .. } = &batch.sections[section];
+        let Some(shard) = self.shards.get_mut(shard) else { return };
+        let ended = shard.endings.of(head, now_ms);
+        let (mut finished, mut undelivered) = (Vec::with_capacity(outcomes.len()), Vec::new());
+        let mut again: BTreeMap<(u32, u64), Vec<u32>> = BTreeMap::new();
         for (i, outcome) in outcomes {
-            let Some(item) = batch.items.get_mut(i).filter(|item| !item.answered) else { continue };
+            let item = &mut batch.items[i];
             item.answered = true;
-            let BatchSection { shard, topic, offset, head, .. } = &batch.sections[item.section];
-            let Some(shard) = self.shards.get_mut(shard) else { continue };
-            shard.answered.add(batch.channel, 1);
-            shard.finish(*topic, *offset, [item.index]);
+            finished.push(item.index);
             match after(outcome, head.section.attempts, &head.notification, &self.config, &self.deps.world, now_ms) {
                 Next::End { state, reason, code, provider_id, attempts } => {
                     if state != State::Delivered {
-                        shard.release(head, &item.user);
+                        undelivered.push(item.user.clone());
                     }
                     let end = End { state, reason, attempts, provider: batch.provider.clone(), error_code: code };
-                    shard.endings.of(head, now_ms).add_hashed(&item.user, item.book_hash, &end, provider_id);
+                    ended.add_hashed(&item.user, item.book_hash, &end, provider_id);
                 }
                 Next::Again { delay_ms, attempts, why } => {
                     match why {
@@ -97,18 +114,17 @@ impl Worker {
                         Why::AccountFault => self.deps.stats.add(|s| &s.account_faults, 1),
                     }
                     let due_ms = now_ms + delay_ms.div_ceil(RETRY_GRAIN_MS) * RETRY_GRAIN_MS;
-                    again.entry((item.section, attempts, due_ms)).or_default().push(item.in_section);
+                    again.entry((attempts, due_ms)).or_default().push(item.in_section);
                 }
             }
         }
-        for ((section, attempts, due_ms), mut users) in again {
-            // Providers answer in any order.
-            users.sort_unstable();
-            let BatchSection { shard, topic, head, .. } = &batch.sections[section];
-            let Some(shard) = self.shards.get_mut(shard) else { continue };
+        undelivered.iter().for_each(|user| shard.release(head, user));
+        let home = deliveries_home(*topic, shard.number);
+        for ((attempts, due_ms), users) in again {
             let (section, summary) = part_of(head, &users, attempts);
-            shard.outputs.section(deliveries_home(*topic, shard.number), Some(due_ms), section, summary);
+            shard.outputs.section(home, Some(due_ms), section, summary);
         }
-        self.touch();
+        shard.answered.add(batch.channel, finished.len() as u64);
+        shard.finish(*topic, *offset, finished);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use herald_core::{
     clock::Clock,
-    ports::channel::{self, Channel, Content, Gate, Message, Sink},
+    ports::channel::{self, Channel, Content, Gate, Message, Sink, Unsubscribe},
     record::Channel as ChannelKind,
 };
 
@@ -45,14 +45,16 @@ impl EmailChannel {
             .map_err(|_| channel::Outcome::AddressBad { code: "smtp.address_invalid".into() })?;
         let to = NamedAddress::bare(address.clone());
         // RFC 8058 asks for https; the link in the text works either way.
-        let list_unsubscribe = message.unsubscribe_url.as_deref().filter(|url| url.starts_with("https://"));
+        let has_https_links = |unsubscribe: &&Unsubscribe| unsubscribe.links.leads_to("https://");
+        let links = message.unsubscribe.as_ref().filter(has_https_links);
+        let list_unsubscribe = links.and_then(|_| message.unsubscribe_url());
         let draft = Draft {
             instance_id: &message.instance.to_string(),
             to: &to,
             subject,
             text: text.as_deref(),
             html: html.as_deref(),
-            list_unsubscribe,
+            list_unsubscribe: list_unsubscribe.as_deref(),
             date_unix_s: (self.clock.now_ms() / 1_000) as i64,
         };
         let data = self.composer.compose(&draft).map_err(|error| {

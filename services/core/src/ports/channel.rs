@@ -5,9 +5,10 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 
 use crate::{
-    ids::{InstanceId, NotificationId, TenantId},
+    ids::{InstanceId, NotificationId, TenantId, channel_name},
     people::Endpoint,
     record::Channel as ChannelKind,
+    tokens::UnsubscribeLinks,
 };
 
 /// A rendered message to one endpoint of one user.
@@ -25,10 +26,41 @@ pub struct Message {
     pub endpoint: Arc<Endpoint>,
     /// What.
     pub content: Content,
-    /// The one-click unsubscribe link (RFC 8058), where the channel has one.
-    pub unsubscribe_url: Option<String>,
+    /// What makes the one-click unsubscribe link (RFC 8058); `None` without a secret to sign it with.
+    pub unsubscribe: Option<Unsubscribe>,
     /// Milliseconds since the epoch; a provider need not try after it.
     pub expires_ms: u64,
+}
+
+/// What makes a message's unsubscribe link.
+#[derive(Clone)]
+pub struct Unsubscribe {
+    /// Signs links.
+    pub links: Arc<UnsubscribeLinks>,
+    /// The channel that is opted out of.
+    pub channel: ChannelKind,
+    /// The category that is opted out of; empty for the whole channel.
+    pub category: Arc<str>,
+}
+
+impl Message {
+    /// The one-click unsubscribe link. It is made when it is asked for: signing costs more than rendering.
+    pub fn unsubscribe_url(&self) -> Option<String> {
+        self.unsubscribe.as_ref().map(|unsubscribe| unsubscribe.url(self.tenant.as_str(), &self.user))
+    }
+}
+
+impl Unsubscribe {
+    /// The link of a tenant's user.
+    pub fn url(&self, tenant: &str, user: &str) -> String {
+        self.links.url(tenant, user, channel_name(self.channel), &self.category)
+    }
+}
+
+impl std::fmt::Debug for Unsubscribe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Unsubscribe").field("category", &self.category).finish_non_exhaustive()
+    }
 }
 
 /// Rendered parts.

@@ -43,51 +43,44 @@ impl<K: Clone + Eq + Hash, T> DeficitRoundRobin<K, T> {
 
     /// The item whose turn it is.
     pub fn pop(&mut self) -> Option<T> {
-        self.pop_if(|_, _| true)
+        self.pop_if(|_| true)
     }
 
-    /// The item whose turn it is among the keys whose first item may go now, by key and cost; the others keep their
-    /// places and gain no credit.
-    pub fn pop_if(&mut self, may_go: impl Fn(&K, u64) -> bool) -> Option<T> {
-        let mut refused = 0;
-        while refused < self.ring.len() {
+    /// The item whose turn it is, if one of its cost may go; else it stays first.
+    pub fn pop_if(&mut self, may_go: impl Fn(u64) -> bool) -> Option<T> {
+        loop {
             let key = self.ring.front()?;
             let queue = self.queues.get_mut(key)?;
             let cost = queue.items.front()?.0;
-            if !may_go(key, cost) {
-                refused += 1;
-                self.ring.rotate_left(1);
-                self.front_credited = false;
-                continue;
-            }
-            refused = 0;
             if !self.front_credited {
                 queue.deficit += self.quantum;
                 self.front_credited = true;
             }
-            if cost <= queue.deficit {
-                queue.deficit -= cost;
-                queue.cost -= cost;
-                let item = queue.items.pop_front();
-                self.len -= 1;
-                if queue.items.is_empty() {
-                    // A key without work keeps no credit; its queue is dropped so that idle tenants cost nothing.
-                    self.queues.remove(key);
-                    self.ring.pop_front();
-                    self.front_credited = false;
-                }
-                return item.map(|(_, item)| item);
+            if cost > queue.deficit {
+                self.ring.rotate_left(1);
+                self.front_credited = false;
+                continue;
             }
-            self.ring.rotate_left(1);
-            self.front_credited = false;
+            if !may_go(cost) {
+                return None;
+            }
+            queue.deficit -= cost;
+            queue.cost -= cost;
+            let item = queue.items.pop_front();
+            self.len -= 1;
+            if queue.items.is_empty() {
+                // A key without work keeps no credit; its queue is dropped so that idle tenants cost nothing.
+                self.queues.remove(key);
+                self.ring.pop_front();
+                self.front_credited = false;
+            }
+            return item.map(|(_, item)| item);
         }
-        None
     }
 
-    /// Whether the first item of some key may go now, by key and cost.
-    pub fn any(&self, may_go: impl Fn(&K, u64) -> bool) -> bool {
-        let first = |key: &K| Some(self.queues.get(key)?.items.front()?.0);
-        self.ring.iter().any(|key| first(key).is_some_and(|cost| may_go(key, cost)))
+    /// The cost of an item that is next, or nearly so; `None` if there is none.
+    pub fn next_cost(&self) -> Option<u64> {
+        Some(self.queues.get(self.ring.front()?)?.items.front()?.0)
     }
 
     /// The key whose items cost most, and their cost.
@@ -155,14 +148,13 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_may_not_go_keep_their_items_and_hold_up_nobody() {
+    fn what_may_not_go_stays_first() {
         let mut drr = DeficitRoundRobin::new(100);
-        (0..3).for_each(|i| drr.push("slow", 10, ("slow", i)));
-        (0..3).for_each(|i| drr.push("quick", 10, ("quick", i)));
-        let quick = |key: &&str, _| *key == "quick";
-        assert!((0..3).all(|i| drr.pop_if(quick) == Some(("quick", i))));
-        assert!(!drr.any(quick) && drr.pop_if(quick).is_none() && drr.len() == 3);
-        assert!((0..3).all(|i| drr.pop() == Some(("slow", i))));
+        drr.push("large", 60, ("large", 0));
+        drr.push("small", 10, ("small", 0));
+        assert_eq!((drr.next_cost(), drr.pop_if(|cost| cost <= 50), drr.len()), (Some(60), None, 2));
+        assert_eq!(drr.pop_if(|cost| cost <= 60), Some(("large", 0)));
+        assert_eq!((drr.pop_if(|cost| cost <= 10), drr.next_cost()), (Some(("small", 0)), None));
     }
 
     #[test]

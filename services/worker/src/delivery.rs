@@ -215,8 +215,11 @@ impl Events {
         }
     }
 
+    /// Takes all of them, and leaves an empty queue that has had its growth.
     pub(crate) fn take(&self) -> Vec<Event> {
-        std::mem::take(&mut *self.queue.lock())
+        let mut queue = self.queue.lock();
+        let empty = Vec::with_capacity(queue.len());
+        std::mem::replace(&mut *queue, empty)
     }
 }
 

@@ -11,6 +11,7 @@ use herald_core::{
 use herald_templates::{
     Message, PersonContext, Prepared, RenderError, Rendered, SharedContext, Template, TenantContext, UserContext,
 };
+use parking_lot::Mutex;
 use prost::Message as _;
 use serde_json::Value;
 
@@ -69,14 +70,14 @@ impl Renderer {
         })
     }
 
-    /// The template.
-    pub(crate) fn template(&self) -> &Arc<Template> {
-        &self.template
-    }
-
     /// The template's category, which preferences name; empty for none.
     pub(crate) fn category(&self) -> &Arc<str> {
         &self.category
+    }
+
+    /// How long a dedupe key guards a person.
+    pub(crate) fn dedupe_window_ms(&self) -> u64 {
+        self.template.dedupe_window().as_millis() as u64
     }
 
     /// Whether every user of the locale gets the same message.
@@ -155,7 +156,7 @@ fn template_channel(channel: Channel) -> herald_templates::Channel {
 /// Renderers of the notifications that were sent last: the sections of one come one after the other, some from each shard.
 pub(crate) struct Renderers {
     policy: Arc<Policy>,
-    recent: Recent<(NotificationId, Channel), Renderer>,
+    recent: Recent<(NotificationId, Channel), Arc<Mutex<Renderer>>>,
 }
 
 impl Renderers {
@@ -171,18 +172,19 @@ impl Renderers {
     }
 
     /// The renderer of a section.
-    pub(crate) fn of(&mut self, head: &Head, policy: &Arc<Policy>) -> Result<&mut Renderer, NoRenderer> {
+    pub(crate) fn of(&mut self, head: &Head, policy: &Arc<Policy>) -> Result<Arc<Mutex<Renderer>>, NoRenderer> {
         if !Arc::ptr_eq(&self.policy, policy) {
             self.recent.clear();
             self.policy = policy.clone();
         }
         let key = (head.id, head.channel);
-        if self.recent.get(&key).is_none() {
-            let json_bytes = head.notification.data.len() + head.section.actor.len();
-            let weight = json_bytes * Self::BYTES_PER_JSON_BYTE + Self::OVERHEAD_BYTES;
-            self.recent.insert(key, weight, Renderer::new(head, policy)?);
+        if let Some(renderer) = self.recent.get(&key) {
+            return Ok(renderer);
         }
-        // It was just found or put in.
-        self.recent.get(&key).ok_or(NoRenderer::Unknown)
+        let renderer = Arc::new(Mutex::new(Renderer::new(head, policy)?));
+        let json_bytes = head.notification.data.len() + head.section.actor.len();
+        let weight = json_bytes * Self::BYTES_PER_JSON_BYTE + Self::OVERHEAD_BYTES;
+        self.recent.insert(key, weight, renderer.clone());
+        Ok(renderer)
     }
 }

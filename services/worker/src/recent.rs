@@ -12,22 +12,23 @@ pub(crate) struct Recent<K, V> {
     capacity: usize,
 }
 
-impl<K: Eq + Hash, V> Recent<K, V> {
+impl<K: Eq + Hash, V: Clone> Recent<K, V> {
     /// A cache of values that weigh at most `capacity` together.
     pub(crate) fn new(capacity: usize) -> Self {
         Self { young: HashMap::new(), old: HashMap::new(), young_weight: 0, capacity: capacity.max(2) }
     }
 
     /// A value that is remembered.
-    pub(crate) fn get<Q: Eq + Hash + ?Sized>(&mut self, key: &Q) -> Option<&mut V>
+    pub(crate) fn get<Q: Eq + Hash + ?Sized>(&mut self, key: &Q) -> Option<V>
     where
         K: Borrow<Q>,
     {
-        if !self.young.contains_key(key) {
-            let (key, (weight, value)) = self.old.remove_entry(key)?;
-            self.insert(key, weight, value);
+        if let Some((_, value)) = self.young.get(key) {
+            return Some(value.clone());
         }
-        self.young.get_mut(key).map(|(_, value)| value)
+        let (key, (weight, value)) = self.old.remove_entry(key)?;
+        self.insert(key, weight, value.clone());
+        Some(value)
     }
 
     /// Remembers a value.
@@ -61,13 +62,11 @@ mod tests {
         for i in 0..100 {
             recent.insert("other", 5, i);
             recent.insert("more", 5, i);
-            assert_eq!(recent.get("used"), Some(&mut 1));
+            assert_eq!(recent.get("used"), Some(1));
         }
         recent.insert("heavy", 50, 2);
         recent.insert("next", 5, 3);
-        for (key, value) in [("heavy", 2), ("next", 3)] {
-            assert_eq!(recent.get(key), Some(&mut { value }));
-        }
+        assert_eq!((recent.get("heavy"), recent.get("next")), (Some(2), Some(3)));
         recent.clear();
         assert_eq!(recent.get("used"), None);
     }

@@ -69,7 +69,7 @@ impl Notifications {
             && let Some(read) = self.recent.get(&id)
             && read.encoded == *encoded
         {
-            return Ok((id, read.clone()));
+            return Ok((id, read));
         }
         let notification = Notification::decode(encoded.clone()).map_err(|_| Undecodable)?;
         let of_fields = NotificationId::from_slice(&notification.id).ok_or(Undecodable)?;

@@ -15,7 +15,8 @@ use herald_core::{
     record::{Channel, State},
     tokens::UnsubscribeLinks,
 };
-use herald_templates::{Rendered, Template};
+use herald_templates::Rendered;
+use parking_lot::Mutex;
 
 use crate::{
     decide::{Question, Verdict, may_send},
@@ -47,8 +48,8 @@ pub(crate) struct Job {
     pub order: Option<OrderKey>,
     /// Taken singly and noted first, since one like it killed its worker.
     careful: bool,
-    /// What its instances are rendered with.
-    template: Option<Arc<Template>>,
+    /// What its instances are rendered with, once it is known.
+    rendering: Option<Rendering>,
     /// Who they are for, in the order of its chunk.
     people: Vec<Arc<Known>>,
     /// What is to become of each.
@@ -62,9 +63,15 @@ enum Fate {
     End(State, &'static str, String),
 }
 
+struct Rendering {
+    renderer: Arc<Mutex<Renderer>>,
+    category: Arc<str>,
+    dedupe_window_ms: u64,
+}
+
 impl Job {
     fn category(&self) -> &str {
-        self.template.as_ref().and_then(|template| template.category()).unwrap_or_default()
+        self.rendering.as_ref().map_or("", |rendering| &rendering.category)
     }
 }
 
@@ -124,8 +131,8 @@ impl Worker {
             self.in_doubt.hand_over(head.channel, queued.cost());
             taken += queued.cost();
             let careful = shard.tracks.get(&queued.topic).is_some_and(|track| track.is_careful(queued.unit));
-            let (template, people, fates) = (None, Vec::new(), Vec::new());
-            jobs.push(Job { shard: number, queued, order, careful, template, people, fates });
+            let (rendering, people, fates) = (None, Vec::new(), Vec::new());
+            jobs.push(Job { shard: number, queued, order, careful, rendering, people, fates });
             if careful {
                 break;
             }
@@ -187,9 +194,13 @@ impl Worker {
                 self.end_all(&job, &head.expiry());
                 continue;
             }
-            match self.renderers.of(&head, policy).map(|renderer| renderer.template().clone()) {
-                Ok(template) => {
-                    job.template = Some(template);
+            match self.renderers.of(&head, policy) {
+                Ok(renderer) => {
+                    let (category, dedupe_window_ms) = {
+                        let renderer = renderer.lock();
+                        (renderer.category().clone(), renderer.dedupe_window_ms())
+                    };
+                    job.rendering = Some(Rendering { renderer, category, dedupe_window_ms });
                     ready.push(job);
                 }
                 Err(NoRenderer::Unknown) => {
@@ -288,7 +299,7 @@ impl Worker {
         for job in &jobs {
             let head = &job.queued.chunk.head;
             let Some(mut keys) = head.claim_keys() else { continue };
-            let window_ms = job.template.as_ref().map_or(0, |template| template.dedupe_window().as_millis() as u64);
+            let window_ms = job.rendering.as_ref().map_or(0, |rendering| rendering.dedupe_window_ms);
             let takes = takes.entry(job.shard).or_default();
             for (known, _) in job.people.iter().zip(&job.fates).filter(|(_, fate)| matches!(fate, Fate::Send)) {
                 let (key, expires_ms) = (keys.of(&known.id), now_ms + window_ms);
@@ -340,21 +351,21 @@ impl Worker {
 
     /// Renders what is to be sent. In-app items are put out at once, messages for a provider are gathered. Returns how
     /// many there are for a provider.
-    fn render(&mut self, job: Job, policy: &Arc<Policy>, outgoing: &mut Outgoing) -> u64 {
+    fn render(&mut self, mut job: Job, policy: &Policy, outgoing: &mut Outgoing) -> u64 {
         let links = self.unsubscribe_links(policy);
         let now_ms = self.deps.world.now_ms();
         let has_provider = self.deps.channels.iter().any(|channel| channel.kind() == job.queued.chunk.head.channel);
         let Some(shard) = self.shards.get_mut(&job.shard) else { return 0 };
-        let Ok(renderer) = self.renderers.of(&job.queued.chunk.head, policy) else { return 0 };
-        let (channel, category) = (job.queued.chunk.head.channel, renderer.category().clone());
+        let Some(Rendering { renderer, category, .. }) = job.rendering.take() else { return 0 };
+        let channel = job.queued.chunk.head.channel;
         let unsubscribe = links.map(|links| Unsubscribe { links, channel, category });
-        let rendering = Rendering { shard, renderer, unsubscribe, has_provider, now_ms };
-        rendering.run(job, outgoing)
+        let mut renderer = renderer.lock();
+        SectionRenderer { shard, renderer: &mut renderer, unsubscribe, has_provider, now_ms }.run(job, outgoing)
     }
 }
 
-/// What one section is rendered with.
-struct Rendering<'a> {
+/// What the messages of one section are made with.
+struct SectionRenderer<'a> {
     shard: &'a mut Shard,
     renderer: &'a mut Renderer,
     unsubscribe: Option<Unsubscribe>,
@@ -362,7 +373,7 @@ struct Rendering<'a> {
     now_ms: u64,
 }
 
-impl Rendering<'_> {
+impl SectionRenderer<'_> {
     fn run(mut self, mut job: Job, outgoing: &mut Outgoing) -> u64 {
         let head = job.queued.chunk.head.clone();
         let attempts = head.section.attempts;

@@ -27,8 +27,59 @@ use crate::{
     section::Chunk,
 };
 
-/// What a tenant and channel may send before the next one's turn, in instances.
+/// What a tenant may send on a channel before the next one's turn, in instances.
 const QUANTUM: u64 = 256;
+
+/// Sections that wait in one lane.
+#[derive(Default)]
+struct LaneQueues {
+    /// By channel, each served fairly by tenant: whether there is room depends on the channel.
+    by_channel: BTreeMap<Channel, DeficitRoundRobin<TenantId, Queued>>,
+    /// The channel that was served last.
+    served: Option<Channel>,
+}
+
+impl LaneQueues {
+    fn push(&mut self, queued: Queued) {
+        let head = &queued.chunk.head;
+        let queue = self.by_channel.entry(head.channel).or_insert_with(|| DeficitRoundRobin::new(QUANTUM));
+        queue.push(head.tenant.clone(), queued.cost(), queued);
+    }
+
+    /// The section whose turn it is, channel by channel.
+    fn pop(&mut self, lane: Lane, in_doubt: &InDoubt) -> Option<Queued> {
+        let channels: Vec<Channel> = self.by_channel.keys().copied().collect();
+        let after = channels.partition_point(|channel| Some(*channel) <= self.served);
+        let turns = channels[after..].iter().chain(&channels[..after]);
+        for channel in turns {
+            let queue = self.by_channel.get_mut(channel)?;
+            if let Some(queued) = queue.pop_if(|cost| in_doubt.has_room(lane, *channel, cost)) {
+                self.served = Some(*channel);
+                return Some(queued);
+            }
+        }
+        None
+    }
+
+    fn has_work(&self, lane: Lane, in_doubt: &InDoubt) -> bool {
+        let next = |(channel, queue): (&Channel, &DeficitRoundRobin<_, _>)| {
+            queue.next_cost().is_some_and(|cost| in_doubt.has_room(lane, *channel, cost))
+        };
+        self.by_channel.iter().any(next)
+    }
+
+    /// The channel and tenant that have most, and how much.
+    fn heaviest(&self) -> Option<(u64, Channel, TenantId)> {
+        let of = |(channel, queue): (&Channel, &DeficitRoundRobin<TenantId, Queued>)| {
+            queue.heaviest().map(|(tenant, cost)| (cost, *channel, tenant.clone()))
+        };
+        self.by_channel.iter().filter_map(of).max_by_key(|(cost, ..)| *cost)
+    }
+
+    fn pop_newest(&mut self, channel: Channel, tenant: &TenantId) -> Option<Queued> {
+        self.by_channel.get_mut(&channel)?.pop_newest(tenant)
+    }
+}
 
 /// A section, or a part of one, that waits for its turn.
 pub(crate) struct Queued {
@@ -59,7 +110,7 @@ pub(crate) struct Shard {
     pub number: u32,
     pub tracks: BTreeMap<Topic, Track>,
     /// Transactional and bulk.
-    queues: [DeficitRoundRobin<(TenantId, Channel), Queued>; 2],
+    queues: [LaneQueues; 2],
     pub order: Order,
     pub feed: Feed,
     pub claims: ShardClaims,
@@ -90,7 +141,7 @@ impl Shard {
         Self {
             number,
             tracks: BTreeMap::new(),
-            queues: [DeficitRoundRobin::new(QUANTUM), DeficitRoundRobin::new(QUANTUM)],
+            queues: Default::default(),
             order: Order::default(),
             feed: Feed::new(number, 0),
             claims,
@@ -117,9 +168,7 @@ impl Shard {
     }
 
     pub(crate) fn queue(&mut self, queued: Queued) {
-        let head = &queued.chunk.head;
-        let key = (head.tenant.clone(), head.channel);
-        self.queues[usize::from(queued.lane() == Lane::Bulk)].push(key, queued.cost(), queued);
+        self.queues[usize::from(queued.lane() == Lane::Bulk)].push(queued);
     }
 
     /// The section whose turn it is among those there is room for, and whether it waited for an earlier one: those go
@@ -130,28 +179,25 @@ impl Shard {
             return Some((waited, true));
         }
         let mut lanes = Lane::ALL.into_iter().zip(&mut self.queues);
-        lanes.find_map(|(lane, queue)| {
-            queue.pop_if(|(_, channel), cost| in_doubt.has_room(lane, *channel, cost)).map(|queued| (queued, false))
-        })
+        lanes.find_map(|(lane, queues)| queues.pop(lane, in_doubt)).map(|queued| (queued, false))
     }
 
     /// Whether sections wait for their turn that there is room for.
     pub(crate) fn has_work(&self, in_doubt: &InDoubt) -> bool {
         let has_room = |queued: &Queued| in_doubt.has_room(queued.lane(), queued.chunk.head.channel, queued.cost());
         let mut lanes = Lane::ALL.into_iter().zip(&self.queues);
-        self.order.any(has_room)
-            || lanes.any(|(lane, queue)| queue.any(|(_, channel), cost| in_doubt.has_room(lane, *channel, cost)))
+        self.order.any(has_room) || lanes.any(|(lane, queues)| queues.has_work(lane, in_doubt))
     }
 
     /// The newest section of the tenant and channel that have most of what is not started.
     pub(crate) fn newest_of_heaviest(&mut self) -> Option<Queued> {
-        let heaviest = |queue: &DeficitRoundRobin<(TenantId, Channel), Queued>| {
-            queue.heaviest().map(|(key, cost)| (cost, key.clone()))
-        };
-        let lanes = [heaviest(&self.queues[0]), heaviest(&self.queues[1])];
-        let at = usize::from(lanes[1].as_ref().map(|l| l.0) > lanes[0].as_ref().map(|l| l.0));
+        let lanes = [self.queues[0].heaviest(), self.queues[1].heaviest()];
+        let cost = |lane: &Option<(u64, Channel, TenantId)>| lane.as_ref().map(|(cost, ..)| *cost);
+        let at = usize::from(cost(&lanes[1]) > cost(&lanes[0]));
         match &lanes[at] {
-            Some((cost, key)) if *cost >= self.order.waiting() => self.queues[at].pop_newest(key),
+            Some((cost, channel, tenant)) if *cost >= self.order.waiting() => {
+                self.queues[at].pop_newest(*channel, tenant)
+            }
             _ => self.order.pop_newest(),
         }
     }

@@ -35,7 +35,7 @@ async fn face() -> Face {
     let authenticator = Authenticator::new(publisher.watch(), publisher.world().clock.clone());
     let finish = Finish::new(publisher.world().entropy.clone());
     let deps = Deps { publisher, directory: Arc::new(FakeDirectory), authenticator };
-    Face { router: http::router(deps.clone()).layer(finish), deps, _process: process }
+    Face { router: http::routes(deps.clone()).into_router().layer(finish), deps, _process: process }
 }
 
 impl Face {

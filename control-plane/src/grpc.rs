@@ -3,6 +3,7 @@
 use herald_api::{auth::Authenticated, request_id::RequestId, status::status, time::millis};
 use herald_core::{
     auth::{Caller, Scope},
+    policy::TemplateHead,
     problem::Problem,
 };
 use herald_proto::v1::{
@@ -122,6 +123,37 @@ impl Templates for TemplatesService {
         })
         .await
     }
+
+    async fn publish_template(
+        &self,
+        request: Request<v1::TemplateVersionRequest>,
+    ) -> Result<Response<v1::PutTemplateResponse>, Status> {
+        answer(&self.0, request, async |call: Call<v1::TemplateVersionRequest>| {
+            let tenant = call.caller.require(Scope::Templates)?;
+            let v1::TemplateVersionRequest { template_id, version } = call.message;
+            let head = templates::publish(&self.0.publisher, tenant, &template_id, version).await?;
+            Ok(live(template_id, &head))
+        })
+        .await
+    }
+
+    async fn rollback_template(
+        &self,
+        request: Request<v1::TemplateVersionRequest>,
+    ) -> Result<Response<v1::PutTemplateResponse>, Status> {
+        answer(&self.0, request, async |call: Call<v1::TemplateVersionRequest>| {
+            let tenant = call.caller.require(Scope::Templates)?;
+            let v1::TemplateVersionRequest { template_id, version } = call.message;
+            let head = templates::rollback(&self.0.publisher, tenant, &template_id, version).await?;
+            Ok(live(template_id, &head))
+        })
+        .await
+    }
+}
+
+/// The answer to a publication or a rollback.
+fn live(template_id: String, head: &TemplateHead) -> v1::PutTemplateResponse {
+    v1::PutTemplateResponse { template_id, version: head.live.unwrap_or_default(), published: true }
 }
 
 fn preview_body(request: v1::PreviewTemplateRequest) -> (String, PreviewBody) {
@@ -139,6 +171,7 @@ fn preview_body(request: v1::PreviewTemplateRequest) -> (String, PreviewBody) {
         channel: Some(request.channel),
         locale: request.locale,
         version: request.version,
+        template_id: None,
     };
     (request.template_id, body)
 }

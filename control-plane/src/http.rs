@@ -1,10 +1,9 @@
 //! The HTTP face of templates, tenants and keys.
 
 use axum::{
-    Router,
     body::Bytes,
     extract::{FromRef, FromRequest, Path, Request, State},
-    routing::{delete, get, post},
+    routing::post,
 };
 use herald_api::{
     auth::{Authenticated, Authenticator},
@@ -12,6 +11,7 @@ use herald_api::{
     page::List,
     query::Query,
     rejection::Rejection,
+    routes::{Route, Routes},
     time::millis,
 };
 use herald_core::{auth::Scope, problem::Problem};
@@ -26,15 +26,22 @@ use crate::{
 };
 
 /// The routes of the control plane. Around them belongs [`herald_api::finish::Finish`].
-pub fn router(deps: Deps) -> Router {
-    Router::new()
-        .route("/v1/templates", get(list_templates))
-        // `:preview`, `:publish` and `:rollback` are part of the last segment.
-        .route("/v1/templates/{template_id}", get(get_template).put(put_template).post(act_on_template))
-        .route("/v1/admin/tenants", get(list_tenants))
-        .route("/v1/admin/tenants/{tenant_id}", get(get_tenant).put(put_tenant))
-        .route("/v1/admin/keys", post(create_key).get(list_keys))
-        .route("/v1/admin/keys/{key_id}", delete(delete_key))
+pub fn routes(deps: Deps) -> Routes {
+    Routes::new()
+        .on(Route::get("/v1/templates", "Templates.ListTemplates"), list_templates)
+        .on(Route::get("/v1/templates/{template_id}", "Templates.GetTemplate"), get_template)
+        .on(Route::put("/v1/templates/{template_id}", "Templates.PutTemplate").in_query(&["publish"]), put_template)
+        // The action is part of the last segment, which the router takes as a whole.
+        .map(|router| router.route("/v1/templates/{template_id}", post(act_on_template)))
+        .note(Route::post("/v1/templates/{template_id}:preview", "Templates.PreviewTemplate"))
+        .note(Route::post("/v1/templates/{template_id}:publish", "Templates.PublishTemplate"))
+        .note(Route::post("/v1/templates/{template_id}:rollback", "Templates.RollbackTemplate"))
+        .on(Route::get("/v1/admin/tenants", "Admin.ListTenants"), list_tenants)
+        .on(Route::get("/v1/admin/tenants/{tenant_id}", "Admin.GetTenant"), get_tenant)
+        .on(Route::put("/v1/admin/tenants/{tenant_id}", "Admin.PutTenant"), put_tenant)
+        .on(Route::post("/v1/admin/keys", "Admin.CreateKey"), create_key)
+        .on(Route::get("/v1/admin/keys", "Admin.ListKeys"), list_keys)
+        .on(Route::delete("/v1/admin/keys/{key_id}", "Admin.DeleteKey"), delete_key)
         .with_state(deps)
 }
 
@@ -155,15 +162,19 @@ async fn act_on_template(
     let (id, action) = segment.rsplit_once(':').ok_or_else(no_action)?;
     let head = match action {
         "preview" => {
-            let rendered = preview(&deps, tenant, id, body.read_or_default()?).await?;
+            let body: PreviewBody = body.read_or_default()?;
+            same_id("template_id", id, body.template_id.as_deref())?;
+            let rendered = preview(&deps, tenant, id, body).await?;
             return Ok(Json(ActionView::Previewed(rendered.into())));
         }
         "publish" => {
-            let VersionBody { version } = body.read_or_default()?;
+            let VersionBody { template_id, version } = body.read_or_default()?;
+            same_id("template_id", id, template_id.as_deref())?;
             templates::publish(&deps.publisher, tenant, id, version).await?
         }
         "rollback" => {
-            let VersionBody { version } = body.read_or_default()?;
+            let VersionBody { template_id, version } = body.read_or_default()?;
+            same_id("template_id", id, template_id.as_deref())?;
             templates::rollback(&deps.publisher, tenant, id, version).await?
         }
         _ => return Err(no_action().into()),

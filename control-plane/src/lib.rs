@@ -43,7 +43,7 @@ impl Default for Config {
 }
 
 /// Runs the role until shutdown: publishes what a crash left behind, sees to it that the shared secrets exist, and
-/// looks again now and then. The faces are the gateway's to serve: see [`http::router`] and [`grpc::services`].
+/// looks again now and then. The faces are the gateway's to serve: see [`http::routes`] and [`grpc::services`].
 pub async fn run(config: Config, publisher: Arc<Publisher>, shutdown: CancellationToken) -> anyhow::Result<()> {
     let interval = Duration::from_millis(config.sweep_interval_ms.max(1));
     let sweeper = publisher::sweep_until(publisher.clone(), interval, shutdown.clone());

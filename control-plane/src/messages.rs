@@ -31,7 +31,7 @@ pub fn source(request: v1::PutTemplateRequest) -> TemplateSource {
             // The compiler refuses it, with the reason.
             nanos => format!("{}.{nanos:09}s", window.seconds),
         }),
-        partials: Default::default(),
+        partials: request.partials,
     }
 }
 
@@ -72,6 +72,7 @@ pub fn template(found: Found) -> v1::Template {
             .and_then(|window| Some(Duration { seconds: window.strip_suffix('s')?.parse().ok()?, nanos: 0 })),
         created_at: Some(timestamp(row.created_ms)),
         live_version: head.live,
+        partials: row.source.partials,
     }
 }
 
@@ -188,7 +189,8 @@ mod tests {
             "locales": {"de": {"channels": {"in_app": {"title": "T"}}}},
             "default_locale": "en",
             "data_schema": {"type": "object", "maxProperties": 3},
-            "dedupe_window": "60s"
+            "dedupe_window": "60s",
+            "partials": {"greeting": "Hello"}
         }))
         .unwrap();
         let row = TemplateRow {
@@ -210,6 +212,7 @@ mod tests {
             data_schema: message.data_schema,
             dedupe_window: message.dedupe_window,
             publish: None,
+            partials: message.partials,
         };
         assert_eq!(source(request), uploaded);
     }

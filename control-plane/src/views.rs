@@ -71,10 +71,15 @@ pub struct TemplateView {
     template_id: String,
     version: u32,
     published: bool,
-    #[serde(flatten)]
-    source: TemplateSource,
+    channels: ChannelSources,
+    category: Option<String>,
+    locales: BTreeMap<String, LocaleSource>,
+    default_locale: Option<String>,
+    data_schema: Option<Value>,
+    dedupe_window: Option<String>,
     created_at: Timestamp,
     live_version: Option<u32>,
+    partials: BTreeMap<String, String>,
 }
 
 /// A page of templates.
@@ -90,6 +95,8 @@ pub struct TemplatesView {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PreviewBody {
+    /// As in the path, if given.
+    pub template_id: Option<String>,
     /// The notification's data.
     pub data: Option<serde_json::Map<String, Value>>,
     /// For whom, as in a `PUT` of a user; sample values where it is left away.
@@ -135,6 +142,8 @@ pub struct PreviewView {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct VersionBody {
+    /// As in the path, if given.
+    pub template_id: Option<String>,
     /// Which version.
     pub version: Option<u32>,
 }
@@ -218,7 +227,13 @@ impl From<Found> for TemplateView {
             live_version: found.head.live,
             template_id: found.row.template_id,
             version: found.row.version,
-            source: found.row.source,
+            channels: found.row.source.channels,
+            category: found.row.source.category,
+            locales: found.row.source.locales,
+            default_locale: found.row.source.default_locale,
+            data_schema: found.row.source.data_schema,
+            dedupe_window: found.row.source.dedupe_window,
+            partials: found.row.source.partials,
             created_at: timestamp(found.row.created_ms),
         }
     }

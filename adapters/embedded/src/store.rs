@@ -8,6 +8,8 @@
 //! |---|---|---|
 //! | 0x01 person | tenant, hash of the user, user | profile and preferences, either may be absent |
 //! | 0x02 audience | tenant, kind, owner, first (hash, user) | packed ids in the order of (hash, user); see [`chunks`] |
+//! | 0x03 erasure | tenant, id | how far it is; see [`erasures`] |
+//! | 0x04 erasure by due time | when, tenant, id | nothing |
 //! | 0x10 admission | tenant, key | the admission |
 //! | 0x11 admission by age | hour of first use, tenant, key | nothing |
 //! | 0x20 totals | notification | the books |
@@ -30,6 +32,7 @@
 pub mod admissions;
 pub mod chunks;
 pub mod directory;
+pub mod erasures;
 pub mod feeds;
 pub mod inbox;
 pub mod items;
@@ -46,8 +49,8 @@ use std::sync::Arc;
 use herald_core::ports::StoreError;
 
 use self::{
-    admissions::AdmissionStore, directory::DirectoryStore, inbox::InboxStore, ledger::LedgerStore,
-    registry::RegistryStore,
+    admissions::AdmissionStore, directory::DirectoryStore, erasures::ErasureStore, inbox::InboxStore,
+    ledger::LedgerStore, registry::RegistryStore,
 };
 use crate::kv::Kv;
 
@@ -58,6 +61,8 @@ pub struct Stores {
     pub admissions: Arc<AdmissionStore>,
     /// Users and audiences.
     pub directory: Arc<DirectoryStore>,
+    /// Erasures of persons.
+    pub erasures: Arc<ErasureStore>,
     /// Books and receipts.
     pub ledger: Arc<LedgerStore>,
     /// Feeds.
@@ -69,11 +74,15 @@ pub struct Stores {
 impl Stores {
     /// The stores of a database. There must be one such set a database, since the locks are in it.
     pub fn open(kv: Arc<dyn Kv>) -> Self {
+        let directory = Arc::new(DirectoryStore::new(kv.clone()));
+        let ledger = Arc::new(LedgerStore::new(kv.clone()));
+        let inbox = Arc::new(InboxStore::new(kv.clone()));
         Self {
             admissions: Arc::new(AdmissionStore::new(kv.clone())),
-            directory: Arc::new(DirectoryStore::new(kv.clone())),
-            ledger: Arc::new(LedgerStore::new(kv.clone())),
-            inbox: Arc::new(InboxStore::new(kv.clone())),
+            erasures: Arc::new(ErasureStore::new(kv.clone(), directory.clone(), inbox.clone(), ledger.clone())),
+            directory,
+            ledger,
+            inbox,
             registry: Arc::new(RegistryStore::new(kv)),
         }
     }

@@ -40,6 +40,20 @@ async fn inbox() {
 }
 
 #[tokio::test]
+async fn erasures() {
+    on_both(async |stores| {
+        let ports = conformance::erasures::Ports {
+            erasures: stores.erasures,
+            directory: stores.directory,
+            inbox: stores.inbox,
+            ledger: stores.ledger,
+        };
+        conformance::erasures::all(ports, "acme", 20).await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn registry() {
     on_both(async |stores| conformance::registry::all(stores.registry, "acme").await).await;
 }

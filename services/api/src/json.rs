@@ -9,7 +9,7 @@ use herald_core::problem::{FieldError, Kind, Problem};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::rejection::Rejection;
+use crate::{present::Present, rejection::Rejection};
 
 /// A JSON body, as an extractor; its size is limited by [`axum::extract::DefaultBodyLimit`]. As an answer it is 200.
 #[derive(Debug, Clone)]
@@ -63,9 +63,13 @@ pub fn answer(status: StatusCode, body: &impl Serialize) -> Response {
     }
 }
 
-fn to_text(body: &impl Serialize) -> serde_json::Result<Vec<u8>> {
+/// A value as a JSON text: every field of a message is there, and whole numbers are integers.
+///
+/// # Errors
+/// For what JSON cannot say, such as times that no calendar has.
+pub fn to_text(body: &impl Serialize) -> serde_json::Result<Vec<u8>> {
     let mut text = Vec::with_capacity(256);
-    body.serialize(&mut serde_json::Serializer::with_formatter(&mut text, WholeNumbers))?;
+    Present(body).serialize(&mut serde_json::Serializer::with_formatter(&mut text, WholeNumbers))?;
     Ok(text)
 }
 

@@ -5,12 +5,17 @@
 //! the whole router, gives each answer its request id and renders the problem documents.
 
 pub mod auth;
+pub mod descriptors;
+pub mod docs;
 pub mod finish;
 pub mod json;
+pub mod openapi;
 pub mod page;
+mod present;
 pub mod problems;
 pub mod query;
 pub mod rejection;
 pub mod request_id;
+pub mod routes;
 pub mod status;
 pub mod time;

@@ -7,6 +7,7 @@
 pub mod admissions;
 pub mod claims;
 pub mod directory;
+pub mod erasures;
 pub mod inbox;
 pub mod ledger;
 pub mod log;

@@ -107,4 +107,7 @@ pub struct Person {
     pub user: Option<User>,
     /// Default preferences where none are stored.
     pub preferences: Preferences,
+    /// When the person was erased, in milliseconds since the epoch; 0 for never, or when the log has forgotten them. What
+    /// was accepted until then is not sent, also where somebody is registered under the id again.
+    pub erased_ms: u64,
 }

@@ -181,6 +181,7 @@ fn serve(
             log: Arc::new(log),
             admissions: stores.admissions.clone(),
             directory: stores.directory.clone(),
+            erasures: stores.erasures.clone(),
             ledger: stores.ledger.clone(),
             inbox: stores.inbox.clone(),
             sessions: Arc::new(LocalSessions::new()),

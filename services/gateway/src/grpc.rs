@@ -5,7 +5,7 @@ pub mod notifications;
 mod users;
 
 use axum::Router;
-use herald_api::{auth::Authenticated, request_id::RequestId, status::status};
+use herald_api::{auth::Authenticated, descriptors, request_id::RequestId, status::status};
 use herald_core::problem::Problem;
 use herald_proto::v1::{
     inbox_server::InboxServer, notifications_server::NotificationsServer, users_server::UsersServer,
@@ -35,13 +35,13 @@ pub fn routes(gateway: &Gateway) -> Router {
 /// Where the descriptors cannot be read, which is a fault of the build.
 pub async fn infrastructure(shutdown: CancellationToken) -> anyhow::Result<Router> {
     let (reporter, health) = tonic_health::server::health_reporter();
-    let names = ["herald.v1.Notifications", "herald.v1.Users", "herald.v1.Inbox"];
-    for name in names {
+    let names: Vec<String> = descriptors::services().map(|service| service.full_name().to_owned()).collect();
+    for name in &names {
         reporter.set_service_status(name, ServingStatus::Serving).await;
     }
     tokio::spawn(async move {
         shutdown.cancelled().await;
-        for name in names.into_iter().chain([""]) {
+        for name in names.iter().map(String::as_str).chain([""]) {
             reporter.set_service_status(name, ServingStatus::NotServing).await;
         }
     });

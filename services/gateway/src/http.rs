@@ -6,47 +6,79 @@ mod users;
 
 use axum::{
     Router,
+    body::Bytes,
     extract::{DefaultBodyLimit, Path, Request},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::get,
 };
 use herald_api::{
+    docs,
     finish::is_grpc,
-    problems,
+    openapi, problems,
     rejection::{Rejection, of_status},
+    routes::{Route, Routes},
 };
 use herald_core::problem::Problem;
-use http::{HeaderMap, HeaderName, StatusCode, header};
+use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 
 use crate::{service::Gateway, unsubscribe};
 
 /// The header of a call's idempotency key.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
+const KEY: &[(&str, &str)] = &[("idempotency_key", "Idempotency-Key")];
+const HTML: &str = "text/html";
+
 /// The routes of the gateway.
-pub fn routes(gateway: &Gateway) -> Router {
-    let max_batch = DefaultBodyLimit::max(gateway.config.max_batch_body_bytes);
-    Router::new()
-        .route("/v1/notify", post(notifications::notify))
-        .route("/v1/notify:batch", post(notifications::notify_batch).layer(max_batch))
-        .route("/v1/status/{request_id}", get(notifications::status))
-        .route("/v1/requests", get(notifications::requests))
-        .route("/v1/receipts", get(notifications::receipts))
-        .route("/v1/users", get(users::list))
-        .route("/v1/users:batch", post(users::batch).layer(max_batch))
-        .route("/v1/users/{user_id}", get(users::get).put(users::put).patch(users::patch))
-        .route("/v1/users/{user_id}/preferences", get(users::get_preferences).put(users::put_preferences))
-        .route("/v1/users/{user_id}/tokens", post(users::create_token))
-        .route("/v1/users/{user_id}/inbox", get(inbox::list))
-        .route("/v1/users/{user_id}/inbox:mark", post(inbox::mark))
-        .route("/v1/follows", post(users::follow))
-        .route("/v1/follows:remove", post(users::unfollow))
-        .route("/v1/topics/{topic}/subscribers", post(users::subscribe))
-        .route("/v1/topics/{topic}/subscribers:remove", post(users::unsubscribe))
-        .route("/v1/unsubscribe/{token}", get(unsubscribe::page).post(unsubscribe::act))
-        .route("/problems/{code}", get(problem))
-        .layer(DefaultBodyLimit::max(gateway.config.max_body_bytes))
+pub fn routes(gateway: &Gateway) -> Routes {
+    let max_batch = gateway.config.max_batch_body_bytes;
+    Routes::new()
+        .on(Route::post("/v1/notify", "Notifications.Notify").answers(202).in_headers(KEY), notifications::notify)
+        .on(
+            Route::post("/v1/notify:batch", "Notifications.NotifyBatch").max_body(max_batch),
+            notifications::notify_batch,
+        )
+        .on(Route::get("/v1/status/{request_id}", "Notifications.GetStatus"), notifications::status)
+        .on(Route::get("/v1/requests", "Notifications.ListRequests"), notifications::requests)
+        .on(Route::get("/v1/receipts", "Notifications.ListReceipts"), notifications::receipts)
+        .on(Route::get("/v1/users", "Users.ListUsers"), users::list)
+        .on(Route::post("/v1/users:batch", "Users.PutUsers").max_body(max_batch), users::batch)
+        .on(Route::get("/v1/users/{user_id}", "Users.GetUser"), users::get)
+        .on(Route::put("/v1/users/{user_id}", "Users.PutUser"), users::put)
+        .on(Route::patch("/v1/users/{user_id}", "Users.PatchUser"), users::patch)
+        .on(Route::delete("/v1/users/{user_id}", "Users.DeleteUser").answers(202), users::delete)
+        .on(Route::get("/v1/erasures/{erasure_id}", "Users.GetErasure"), users::get_erasure)
+        .on(Route::get("/v1/users/{user_id}/preferences", "Users.GetPreferences"), users::get_preferences)
+        .on(Route::put("/v1/users/{user_id}/preferences", "Users.PutPreferences"), users::put_preferences)
+        .on(Route::post("/v1/users/{user_id}/tokens", "Users.CreateUserToken"), users::create_token)
+        .on(Route::get("/v1/users/{user_id}/inbox", "Inbox.ListInbox"), inbox::list)
+        .on(Route::post("/v1/users/{user_id}/inbox:mark", "Inbox.MarkInbox"), inbox::mark)
+        .on(Route::post("/v1/follows", "Users.Follow"), users::follow)
+        .on(Route::post("/v1/follows:remove", "Users.Unfollow"), users::unfollow)
+        .on(Route::post("/v1/topics/{topic}/subscribers", "Users.Subscribe"), users::subscribe)
+        .on(Route::post("/v1/topics/{topic}/subscribers:remove", "Users.Unsubscribe"), users::unsubscribe)
+        .on(Route::page(Method::GET, "/v1/unsubscribe/{token}", HTML, "Asks whether to unsubscribe"), unsubscribe::page)
+        .on(Route::page(Method::POST, "/v1/unsubscribe/{token}", HTML, "Unsubscribes (RFC 8058)"), unsubscribe::act)
+        .on(Route::page(Method::GET, "/problems/{code}", "text/markdown", "What a problem's type means"), problem)
+        .map(|router| router.layer(DefaultBodyLimit::max(gateway.config.max_body_bytes)))
         .with_state(gateway.clone())
+}
+
+/// The pages about the API itself, which are made of the routes that are served.
+pub fn about(routes: Routes) -> Router {
+    let routes = routes
+        .note(Route::page(Method::GET, "/openapi.json", "application/json", "This API as OpenAPI 3.1"))
+        .note(Route::page(Method::GET, "/docs", HTML, "This API as a page"));
+    let document = openapi::document(routes.table());
+    let page = Bytes::from(docs::page(&document));
+    let document = Bytes::from(document.to_string());
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    let html = [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, policy)];
+    routes
+        .into_router()
+        .route("/openapi.json", get(async move || (json, document)))
+        .route("/docs", get(async move || (html, page)))
 }
 
 /// `GET /problems/{code}`: what a problem's type means.

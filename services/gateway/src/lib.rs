@@ -6,6 +6,7 @@
 pub mod admit;
 pub mod config;
 pub mod data;
+pub mod erasing;
 pub mod grpc;
 pub mod http;
 pub mod idempotency;
@@ -23,7 +24,10 @@ pub mod users;
 use std::time::Duration;
 
 use axum::Router;
-use herald_api::finish::{Finish, Finishing};
+use herald_api::{
+    finish::{Finish, Finishing},
+    routes::Routes,
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Layer;
@@ -39,7 +43,7 @@ pub async fn run(
     listener: TcpListener,
     config: Config,
     deps: Deps,
-    extra: Router,
+    extra: impl Into<Routes>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let limits = serve::ServeLimits {
@@ -48,8 +52,9 @@ pub async fn run(
         drain: Duration::from_millis(config.drain_ms),
     };
     let gateway = Gateway::new(config, deps, shutdown.clone());
-    let extra = extra.merge(grpc::infrastructure(shutdown.clone()).await?);
+    let extra = extra.into().merge(grpc::infrastructure(shutdown.clone()).await?);
     let (drain, live_tasks) = (limits.drain, gateway.live_tasks.clone());
+    let eraser = erasing::run(gateway.clone());
     let app = app(&gateway, extra);
     // Upgraded connections are not the server's any more, so they are waited for beside it.
     let live_connections = async {
@@ -59,7 +64,7 @@ pub async fn run(
             tracing::warn!("live connections were cut off at shutdown");
         }
     };
-    tokio::join!(serve::serve(listener, app, limits, shutdown.clone()), live_connections);
+    tokio::join!(serve::serve(listener, app, limits, shutdown.clone()), live_connections, eraser);
     Ok(())
 }
 
@@ -67,24 +72,15 @@ pub async fn run(
 pub type App = Finishing<Router>;
 
 /// Makes the [`App`].
-pub fn app(gateway: &Gateway, extra: Router) -> App {
-    let routes = http::routes(gateway)
-        .merge(grpc::routes(gateway))
-        .merge(live_routes(gateway))
-        .merge(extra)
+pub fn app(gateway: &Gateway, extra: impl Into<Routes>) -> App {
+    let routes = http::about(routes(gateway).merge(extra))
         .fallback(http::not_found)
         .method_not_allowed_fallback(http::method_not_allowed);
     // Around the router as a whole, so that its fallbacks are finished too.
     Finish::new(gateway.deps.world.entropy.clone()).layer(routes)
 }
 
-fn live_routes(gateway: &Gateway) -> Router {
-    live::router(live::LiveDeps {
-        inbox: gateway.deps.inbox.clone(),
-        sessions: gateway.deps.sessions.clone(),
-        authenticator: gateway.authenticator.clone(),
-        config: gateway.config.live.clone(),
-        shutdown: gateway.shutdown.clone(),
-        tasks: gateway.live_tasks.clone(),
-    })
+/// What the gateway serves, on both faces.
+pub fn routes(gateway: &Gateway) -> Routes {
+    http::routes(gateway).merge(grpc::routes(gateway)).merge(live::routes(gateway.live.clone()))
 }

@@ -82,12 +82,7 @@ pub fn merge_profile(
             _ => merged.endpoints.clear(),
         }
     }
-    for (name, value) in given.attributes {
-        match value {
-            Value::Null => merged.attributes.remove(&name),
-            value => merged.attributes.insert(name, value),
-        };
-    }
+    merge_object(&mut merged.attributes, given.attributes);
     merged.locale = given.locale.or(merged.locale);
     merged.time_zone = given.time_zone.or(merged.time_zone);
     if !given.endpoints.is_empty() {
@@ -99,6 +94,29 @@ pub fn merge_profile(
         errors.push(FieldError::new("attributes", "too_large", detail));
     }
     if errors.is_empty() { Ok(merged) } else { Err(Problem::malformed(errors)) }
+}
+
+/// Merges an object as RFC 7396 has it. How deep it goes was checked when it was read.
+fn merge_object(merged: &mut Map<String, Value>, patch: Map<String, Value>) {
+    for (name, value) in patch {
+        match value {
+            Value::Null => {
+                merged.remove(&name);
+            }
+            Value::Object(patch) => {
+                let entry = merged.entry(name).or_insert(Value::Null);
+                let mut object = match entry.take() {
+                    Value::Object(object) => object,
+                    _ => Map::new(),
+                };
+                merge_object(&mut object, patch);
+                *entry = Value::Object(object);
+            }
+            value => {
+                merged.insert(name, value);
+            }
+        }
+    }
 }
 
 fn check_attributes(

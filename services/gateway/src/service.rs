@@ -7,13 +7,20 @@ use herald_api::auth::Authenticator;
 use herald_core::{
     clock::World,
     policy::Policy,
-    ports::{admissions::Admissions, directory::Directory, inbox::Inbox, ledger::Ledger, log::Log, sessions::Sessions},
+    ports::{
+        admissions::Admissions, directory::Directory, erasures::Erasures, inbox::Inbox, ledger::Ledger, log::Log,
+        sessions::Sessions,
+    },
     problem::{Kind, Problem},
 };
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{admit::ChannelSet, config::Config};
+use crate::{
+    admit::ChannelSet,
+    config::Config,
+    live::{Live, LiveDeps},
+};
 
 /// What the gateway needs of the world.
 #[derive(Clone)]
@@ -24,6 +31,8 @@ pub struct Deps {
     pub admissions: Arc<dyn Admissions>,
     /// Users and audiences.
     pub directory: Arc<dyn Directory>,
+    /// Erasures of persons.
+    pub erasures: Arc<dyn Erasures>,
     /// Books and receipts.
     pub ledger: Arc<dyn Ledger>,
     /// Feeds.
@@ -56,6 +65,10 @@ pub struct Inner {
     pub started_ms: u64,
     /// Ends live connections and streams.
     pub shutdown: CancellationToken,
+    /// Wakes the eraser.
+    pub(crate) erasure_begun: Notify,
+    /// Live connections.
+    pub(crate) live: Arc<Live>,
     /// Holds a task for each live connection.
     pub live_tasks: TaskTracker,
     admission_slots: Semaphore,
@@ -64,11 +77,23 @@ pub struct Inner {
 impl Gateway {
     /// A gateway on these ports, which ends its long-lived answers at shutdown.
     pub fn new(config: Config, deps: Deps, shutdown: CancellationToken) -> Self {
+        let authenticator = Authenticator::new(deps.policy.clone(), deps.world.clock.clone());
+        let live_tasks = TaskTracker::new();
+        let live = Live::new(LiveDeps {
+            inbox: deps.inbox.clone(),
+            sessions: deps.sessions.clone(),
+            authenticator: authenticator.clone(),
+            config: config.live.clone(),
+            shutdown: shutdown.clone(),
+            tasks: live_tasks.clone(),
+        });
         let inner = Inner {
-            authenticator: Authenticator::new(deps.policy.clone(), deps.world.clock.clone()),
+            authenticator,
             started_ms: deps.world.now_ms(),
             admission_slots: Semaphore::new(config.max_admissions_in_flight),
-            live_tasks: TaskTracker::new(),
+            erasure_begun: Notify::new(),
+            live,
+            live_tasks,
             shutdown,
             config,
             deps,

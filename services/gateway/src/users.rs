@@ -294,40 +294,45 @@ impl Gateway {
         let ids: Vec<String> = changes.iter().map(|change| user_id_of(change).to_owned()).collect();
         let now_ms = self.now_ms();
         let changed = self.deps.directory.change(tenant, changes, now_ms).await?;
-        let shards = self.deps.log.identity().layout.shards;
-        let records: Vec<NewRecord> = ids
-            .into_iter()
-            .zip(&changed)
-            .filter_map(|(user_id, changed)| match changed {
-                Changed::Done(person) => {
-                    let partition = shard_of(tenant.as_str(), &user_id, shards);
-                    let version = person.user.as_ref().map_or(0, |user| user.version);
-                    let change = UserChange { tenant: tenant.as_str().to_owned(), user_id, version, erased: false };
-                    let envelope = self.envelope(Schema::UserChange, tenant);
-                    let at = TopicPartition { topic: Topic::UserChanges, partition };
-                    let body = change.encode_to_vec().into();
-                    Some(NewRecord { at, key: Bytes::new(), timestamp_ms: now_ms, envelope, body })
-                }
-                Changed::VersionMismatch(_) => None,
-            })
-            .collect();
-        if !records.is_empty() {
-            self.deps.log.append(records).await.map_err(|error| {
-                tracing::warn!(%error, "a change of a user is stored and not announced");
-                Problem::unavailable("The change is stored, and it may take minutes to hold everywhere. Repeat it.")
-            })?;
-        }
+        let announced = ids.into_iter().zip(&changed).filter_map(|(user_id, changed)| match changed {
+            Changed::Done(person) => {
+                let version = person.user.as_ref().map_or(0, |user| user.version);
+                Some(UserChange { tenant: tenant.as_str().to_owned(), user_id, version, erased: false })
+            }
+            Changed::VersionMismatch(_) => None,
+        });
+        self.announce(tenant, announced.collect()).await?;
         Ok(changed)
     }
 
-    fn envelope(&self, schema: Schema, tenant: &TenantId) -> Envelope {
-        Envelope {
-            schema: schema as i32,
-            feature_level: FEATURE_LEVEL,
-            region: self.deps.log.identity().region.clone(),
-            tenant: tenant.as_str().to_owned(),
-            ..Default::default()
+    /// Announces changes that are stored, so that whoever remembers these persons reads them again.
+    pub(crate) async fn announce(&self, tenant: &TenantId, changes: Vec<UserChange>) -> Result<(), Problem> {
+        let identity = self.deps.log.identity();
+        let records = changes.into_iter().map(|change| NewRecord {
+            at: TopicPartition {
+                topic: Topic::UserChanges,
+                partition: shard_of(tenant.as_str(), &change.user_id, identity.layout.shards),
+            },
+            key: Bytes::new(),
+            timestamp_ms: self.now_ms(),
+            envelope: Envelope {
+                schema: Schema::UserChange as i32,
+                feature_level: FEATURE_LEVEL,
+                region: identity.region.clone(),
+                tenant: tenant.as_str().to_owned(),
+                ..Default::default()
+            },
+            body: change.encode_to_vec().into(),
+        });
+        let records: Vec<NewRecord> = records.collect();
+        if records.is_empty() {
+            return Ok(());
         }
+        let appended = self.deps.log.append(records).await;
+        appended.map(|_| ()).map_err(|error| {
+            tracing::warn!(%error, "a change of a user is stored and not announced");
+            Problem::unavailable("The change is stored, and it may take minutes to hold everywhere. Repeat it.")
+        })
     }
 }
 

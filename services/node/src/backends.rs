@@ -6,8 +6,8 @@ use anyhow::Context;
 use herald_core::{
     clock::World,
     ports::{
-        admissions::Admissions, claims::Claims, directory::Directory, inbox::Inbox, ledger::Ledger, log::Log,
-        registry::Registry, sessions::Sessions,
+        admissions::Admissions, claims::Claims, directory::Directory, erasures::Erasures, inbox::Inbox, ledger::Ledger,
+        log::Log, registry::Registry, sessions::Sessions,
     },
 };
 use herald_embedded::{
@@ -28,6 +28,8 @@ pub struct Backends {
     pub admissions: Arc<dyn Admissions>,
     /// Users and audiences.
     pub directory: Arc<dyn Directory>,
+    /// Erasures of persons.
+    pub erasures: Arc<dyn Erasures>,
     /// Books and receipts.
     pub ledger: Arc<dyn Ledger>,
     /// In-app feeds.
@@ -47,6 +49,7 @@ impl Backends {
             log: Arc::new(log),
             admissions: stores.admissions.clone(),
             directory: stores.directory.clone(),
+            erasures: stores.erasures.clone(),
             ledger: stores.ledger.clone(),
             inbox: stores.inbox.clone(),
             registry: stores.registry.clone(),

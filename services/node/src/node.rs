@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use herald_api::auth::Authenticator;
+use herald_api::{auth::Authenticator, routes::Routes};
 use herald_channels::email::mailbox::{MailStore, Mailbox, StoreLimits};
 use herald_control_plane::bootstrap;
 use herald_core::clock::World;
@@ -84,7 +84,7 @@ impl Node {
             ensured
                 .map_err(|refusal| anyhow::anyhow!("the development tenant cannot be stored: {}", refusal.detail()))?;
         }
-        let ops = ops::router(Ops {
+        let ops = ops::routes(Ops {
             registry: metrics::registry(&roles.counters),
             log: backends.log.clone(),
             failed: roles.failed.clone(),
@@ -214,16 +214,17 @@ async fn start_mailbox(
 }
 
 /// Templates, tenants and keys, over HTTP and gRPC.
-fn control_plane_routes(roles: &Roles, backends: &Backends, world: &World) -> axum::Router {
+fn control_plane_routes(roles: &Roles, backends: &Backends, world: &World) -> Routes {
     let deps = herald_control_plane::service::Deps {
         publisher: roles.publisher.clone(),
         directory: backends.directory.clone(),
         authenticator: Authenticator::new(roles.policy.clone(), world.clock.clone()),
     };
     let (templates, admin) = herald_control_plane::grpc::services(deps.clone());
-    herald_control_plane::http::router(deps)
+    let grpc = axum::Router::new()
         .route_service("/herald.v1.Templates/{rpc}", templates)
-        .route_service("/herald.v1.Admin/{rpc}", admin)
+        .route_service("/herald.v1.Admin/{rpc}", admin);
+    herald_control_plane::http::routes(deps).merge(grpc)
 }
 
 #[expect(clippy::too_many_arguments, reason = "each is one thing that the gateway stands on")]
@@ -234,13 +235,14 @@ fn start_gateway(
     world: &World,
     channels: ChannelSet,
     listener: TcpListener,
-    extra: axum::Router,
+    extra: Routes,
     stopping: &CancellationToken,
 ) -> JoinHandle<anyhow::Result<()>> {
     let deps = herald_gateway::Deps {
         log: backends.log.clone(),
         admissions: backends.admissions.clone(),
         directory: backends.directory.clone(),
+        erasures: backends.erasures.clone(),
         ledger: backends.ledger.clone(),
         inbox: backends.inbox.clone(),
         sessions: backends.sessions.clone(),

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use axum::{
-    Json, Router,
+    Json,
     extract::State,
-    http::{StatusCode, header},
+    http::{Method, StatusCode, header},
     response::{IntoResponse, Response},
-    routing::get,
 };
+use herald_api::routes::{Route, Routes};
 use herald_core::{ports::log::Log, topic::Group};
 use prometheus_client::registry::Registry;
 use serde_json::json;
@@ -27,11 +27,12 @@ pub struct Ops {
 }
 
 /// The routes; none needs a key.
-pub fn router(ops: Ops) -> Router {
-    Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
+pub fn routes(ops: Ops) -> Routes {
+    let page = |path, media_type, summary| Route::page(Method::GET, path, media_type, summary);
+    Routes::new()
+        .on(page("/healthz", "text/plain", "Whether the process lives"), async || "ok\n")
+        .on(page("/readyz", "application/json", "Whether a notification sent now would go all the way"), ready)
+        .on(page("/metrics", "application/openmetrics-text", "What is measured, as OpenMetrics"), metrics)
         .with_state(Arc::new(ops))
 }
 

@@ -10,6 +10,9 @@ use herald_core::{
 
 use crate::people::Known;
 
+/// The reason of a message to somebody who was erased after it was accepted.
+pub(crate) const ERASED: &str = "erased";
+
 /// What the rules say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict<'a> {
@@ -32,8 +35,12 @@ pub(crate) struct Question<'a> {
     pub now_ms: u64,
 }
 
-/// Decides for one person: the ttl, then who it is, then what they want, then where they can be reached.
+/// Decides for one person: whether they were erased, the ttl, then who it is, then what they want, then where they can be
+/// reached.
 pub(crate) fn may_send<'a>(question: &Question<'_>, known: &'a Known) -> Verdict<'a> {
+    if known.erased_ms > 0 && question.notification.accepted_ms <= known.erased_ms {
+        return Verdict::Suppress(ERASED);
+    }
     if question.now_ms >= question.notification.expires_ms {
         return if question.attempts == 0 { Verdict::Suppress("expired") } else { Verdict::Dead("expired") };
     }
@@ -90,6 +97,30 @@ mod tests {
         assert_eq!(ask(&known, Channel::Email, |q| (q.now_ms, q.attempts) = (1_000, 1)), "Dead(\"expired\")");
         assert_eq!(ask(&person(false), Channel::Email, |_| ()), "Suppress(\"unknown_user\")");
         assert_eq!(ask(&person(false), Channel::InApp, |q| q.inline = true), "Suppress(\"unreachable\")");
+    }
+
+    #[test]
+    fn what_was_accepted_before_an_erasure_is_not_sent_whoever_comes_back() {
+        let asked = |registered: bool, inline: bool, accepted_ms: u64| {
+            let known = Known { erased_ms: 5, ..person(registered) };
+            let notification = Notification { accepted_ms, expires_ms: 1_000, ..Default::default() };
+            let question = Question {
+                notification: &notification,
+                channel: Channel::Email,
+                category: "social",
+                attempts: 0,
+                inline,
+                now_ms: 10,
+            };
+            format!("{:?}", may_send(&question, &known))
+        };
+        for registered in [true, false] {
+            for inline in [true, false] {
+                assert_eq!(asked(registered, inline, 5), "Suppress(\"erased\")");
+            }
+        }
+        assert!(asked(true, false, 6).starts_with("Send("));
+        assert_eq!(asked(false, false, 6), "Suppress(\"unknown_user\")");
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub(crate) struct Known {
     pub attributes: Value,
     pub endpoints: Vec<Arc<Endpoint>>,
     pub preferences: Preferences,
+    /// As [`Person::erased_ms`].
+    pub erased_ms: u64,
 }
 
 impl Known {
@@ -35,6 +37,7 @@ impl Known {
             attributes: Value::Object(user.attributes),
             endpoints: user.endpoints.into_iter().map(Arc::new).collect(),
             preferences: person.preferences,
+            erased_ms: person.erased_ms,
         }
     }
 }

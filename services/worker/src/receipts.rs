@@ -12,7 +12,7 @@ use herald_core::{
     record::{Channel, Receipts, State},
 };
 
-use crate::section::Head;
+use crate::{decide::ERASED, section::Head};
 
 /// How instances ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,7 +111,8 @@ impl Ended {
             group.provider_ids.resize(group.users.count() as usize, String::new());
             group.provider_ids.push(provider_id);
         }
-        group.users.push(user);
+        // The receipt of somebody who was erased names nobody; the books go by the hash.
+        group.users.push(if end.reason == ERASED { ERASED } else { user });
     }
 
     /// Instances end in few ways, so looking through them all is quicker than hashing.
@@ -191,14 +192,17 @@ mod tests {
         all.absorb(shard(&[("b", Some("p")), ("c", None)]));
         all.of_notification(id, &tenant, Channel::Email, 5, 9)
             .add("d", &End::by_rule(State::Suppressed, "opted_out", 0));
+        all.of_notification(id, &tenant, Channel::Email, 5, 9).add("e", &End::by_rule(State::Suppressed, ERASED, 0));
         let mut outputs = Outputs::new(Layout { shards: 2, requests: 1, receipts: 1 }, "eu", 9);
-        assert_eq!(all.put_out(&mut outputs), 4);
+        assert_eq!(all.put_out(&mut outputs), 5);
         let records = outputs.finish();
         assert_eq!((records.len(), records[0].at.topic), (1, Topic::Receipts));
         let receipts = LedgerBatch::decode(records[0].body.clone()).unwrap().receipts;
         let users: Vec<&str> = packed::unpack(&receipts[0].users).map(Result::unwrap).collect();
         assert_eq!((users, receipts[0].hash_sum, receipts[0].count), (vec!["a", "b", "c"], 30, 3));
         assert_eq!(receipts[0].provider_ids, ["", "p", ""]);
-        assert_eq!((receipts.len(), receipts[1].reason.as_str()), (2, "opted_out"));
+        assert_eq!((receipts.len(), receipts[1].reason.as_str()), (3, "opted_out"));
+        let erased = InstanceId::of(&id, "e", Channel::Email).book_hash();
+        assert_eq!((&receipts[2].users[..], receipts[2].hash_sum), (&b"\x06erased"[..], erased), "it names nobody");
     }
 }

@@ -158,6 +158,7 @@ pub(crate) fn inline_known(inline: &InlineRecipient, stored: &Known) -> Known {
         attributes,
         endpoints,
         preferences: stored.preferences.clone(),
+        erased_ms: stored.erased_ms,
     }
 }
 

@@ -36,6 +36,11 @@ const CUT_CHUNK: usize = 160;
 const LOW_CHUNK: usize = 64;
 const PAGE_CHUNKS: usize = 16;
 
+/// The kinds of audiences in keys. Everyone comes last.
+const FOLLOWERS: u8 = 1;
+const TOPIC: u8 = 2;
+const EVERYONE: u8 = 3;
+
 /// A member in the order in which members are stored.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Member {
@@ -63,9 +68,9 @@ impl Chunks {
     pub fn of(kv: Arc<dyn Kv>, tenant: &str, audience: &AudienceKey) -> Self {
         let tenant = Key::of(Table::Audience).part(tenant);
         let prefix = match audience {
-            AudienceKey::FollowersOf(user) => tenant.u8(1).part(user),
-            AudienceKey::Topic(topic) => tenant.u8(2).part(topic),
-            AudienceKey::Everyone => tenant.u8(3).part(""),
+            AudienceKey::FollowersOf(user) => tenant.u8(FOLLOWERS).part(user),
+            AudienceKey::Topic(topic) => tenant.u8(TOPIC).part(topic),
+            AudienceKey::Everyone => tenant.u8(EVERYONE).part(""),
         };
         Self { kv, prefix }
     }
@@ -131,6 +136,14 @@ impl Chunks {
             }
         }
         Ok(changed)
+    }
+
+    /// Deletes at most `limit` chunks; returns whether these were all.
+    pub fn delete(&self, limit: usize, batch: &mut Batch) -> Result<bool, StoreError> {
+        let rows = self.kv.scan(self.prefix.bytes()..self.prefix.end().bytes(), Direction::Forward, limit)?;
+        let all = rows.len() < limit;
+        rows.into_iter().for_each(|(key, _)| batch.delete(key));
+        Ok(all)
     }
 
     fn key(&self, hash: u64, user: impl AsRef<[u8]>) -> Key {
@@ -234,6 +247,36 @@ impl Chunks {
             batch.put(key, encode(piece));
         }
     }
+}
+
+/// The audiences of a tenant, but for everyone, that a user is a member of by the next `limit` chunks behind a key; and
+/// the last key that was read, or `None` at the end.
+pub fn audiences_with(
+    kv: &dyn Kv,
+    tenant: &str,
+    user: &str,
+    behind: &[u8],
+    limit: usize,
+) -> Result<(Vec<AudienceKey>, Option<Bytes>), StoreError> {
+    let all = Key::of(Table::Audience).part(tenant);
+    let mut begin = if behind.is_empty() { all.bytes() } else { behind }.to_vec();
+    begin.extend((!behind.is_empty()).then_some(0));
+    let rows = kv.scan(&begin[..]..all.clone().u8(EVERYONE).bytes(), Direction::Forward, limit)?;
+    let mut found = Vec::new();
+    for (key, value) in &rows {
+        let mut parts = Parts::after(key, all.bytes().len())?;
+        let ([kind], owner) = (parts.array::<1>()?, parts.text()?);
+        for member in ids(value)? {
+            if member.map_err(|e| StoreError::Damaged(e.to_string()))? == user {
+                found.push(match kind {
+                    FOLLOWERS => AudienceKey::FollowersOf(owner.to_owned()),
+                    _ => AudienceKey::Topic(owner.to_owned()),
+                });
+            }
+        }
+    }
+    let last = rows.last().filter(|_| rows.len() == limit).map(|(key, _)| key.clone());
+    Ok((found, last))
 }
 
 /// A chunk that is being edited.

@@ -10,12 +10,13 @@ use herald_core::{
     ports::{
         StoreError,
         directory::{AudienceKey, AudiencePage, Changed, Directory, Membership, PersonChange},
+        erasures::Erasure,
     },
     record::Cursor,
 };
 
 use super::{
-    chunks::{Chunks, Member},
+    chunks::{self, Chunks, Member},
     keys::{Key, Table},
     locks::Stripes,
     rows::{ChannelPreferenceRow, EndpointRow, PersonRow, PreferencesRow, QuietHoursRow, UserRow, decode, encode},
@@ -113,6 +114,72 @@ impl DirectoryStore {
         Ok(changed)
     }
 
+    /// Makes a person one who was erased, unless an erasure has begun that `runs`; returns the id of that one.
+    pub(super) fn begin_erasure(
+        &self,
+        erasure: &Erasure,
+        runs: impl FnOnce(&str) -> Result<bool, StoreError>,
+        mut batch: Batch,
+    ) -> Result<Option<String>, StoreError> {
+        let (tenant, user) = (erasure.tenant.as_str(), &erasure.user_id);
+        let _held = self.locks.write(tenant);
+        let before = self.person(tenant, user)?.unwrap_or_default();
+        if !before.erasure_id.is_empty() && runs(&before.erasure_id)? {
+            return Ok(Some(before.erasure_id));
+        }
+        let row = PersonRow { erased_ms: erasure.begun_ms, erasure_id: erasure.id.clone(), ..PersonRow::default() };
+        batch.put(person_key(tenant, user), encode(&row));
+        self.chunks(tenant, &AudienceKey::Everyone).edit(&[Member::of(user)], false, &mut batch)?;
+        self.kv.write(batch)?;
+        Ok(None)
+    }
+
+    /// Forgets that a person was erased, if it was this erasure that did it last.
+    pub(super) fn end_erasure(&self, erasure: &Erasure) -> Result<(), StoreError> {
+        let (tenant, user) = (erasure.tenant.as_str(), &erasure.user_id);
+        let _held = self.locks.write(tenant);
+        let Some(mut row) = self.person(tenant, user)?.filter(|row| row.erasure_id == erasure.id) else {
+            return Ok(());
+        };
+        (row.erased_ms, row.erasure_id) = (0, String::new());
+        let mut batch = Batch::default();
+        if row == PersonRow::default() {
+            batch.delete(person_key(tenant, user));
+        } else {
+            batch.put(person_key(tenant, user), encode(&row));
+        }
+        self.kv.write(batch)
+    }
+
+    /// Lets a person's followers go, at most `limit` rows of them; returns whether they are all gone.
+    pub(super) fn erase_followers(&self, tenant: &str, user: &str, limit: usize) -> Result<bool, StoreError> {
+        let _held = self.locks.write(tenant);
+        let followers = self.chunks(tenant, &AudienceKey::FollowersOf(user.to_owned()));
+        let mut batch = Batch::default();
+        let all = followers.delete(limit, &mut batch)?;
+        self.kv.write(batch)?;
+        Ok(all)
+    }
+
+    /// Takes a person out of the audiences in the next `limit` rows behind a key; returns the last key that was read, or
+    /// `None` at the end. Everyone who is registered is not among them.
+    pub(super) fn erase_memberships(
+        &self,
+        tenant: &str,
+        user: &str,
+        behind: &[u8],
+        limit: usize,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let _held = self.locks.write(tenant);
+        let (found, last) = chunks::audiences_with(&*self.kv, tenant, user, behind, limit)?;
+        let mut batch = Batch::default();
+        for audience in found {
+            self.chunks(tenant, &audience).edit(&[Member::of(user)], false, &mut batch)?;
+        }
+        self.kv.write(batch)?;
+        Ok(last)
+    }
+
     fn page(
         &self,
         tenant: &str,
@@ -164,6 +231,7 @@ fn to_person(user_id: &str, row: PersonRow) -> Result<Person, StoreError> {
     Ok(Person {
         user: row.user.map(|user| to_user(user_id, user)).transpose()?,
         preferences: row.preferences.map(to_preferences).unwrap_or_default(),
+        erased_ms: row.erased_ms,
     })
 }
 

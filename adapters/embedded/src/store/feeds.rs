@@ -138,16 +138,54 @@ impl<'a> Feed<'a> {
         Ok((row, new))
     }
 
+    /// Drops items that were accepted until `until_ms`; returns whether there are no more of them. Later ones stay, so
+    /// they are passed over, which is for a person who came back.
+    pub fn erase(&self, until_ms: u64, limit: usize) -> Result<bool, StoreError> {
+        let row = self.fold()?;
+        let mut begin = self.prefix.clone();
+        loop {
+            let items = self.kv.scan(begin.bytes()..self.prefix.end().bytes(), Direction::Forward, limit)?;
+            let all = items.len() < limit;
+            let Some((last, _)) = items.last() else { break };
+            begin = item_key(&self.prefix, event_of(&self.prefix, last)?).next();
+            let mut erased = Vec::new();
+            for (key, value) in items {
+                let item = ItemRow::decode(&value)?;
+                if item.created_ms <= until_ms {
+                    erased.push((key, item));
+                }
+            }
+            if !erased.is_empty() {
+                self.drop_items(row, erased)?;
+                return Ok(all);
+            }
+            if all {
+                break;
+            }
+        }
+        if row.stored == 0 {
+            let mut batch = Batch::default();
+            batch.delete(&self.row_key);
+            self.kv.write(batch)?;
+        }
+        Ok(true)
+    }
+
     /// Writes the counts, and drops what is beyond the bound.
-    fn settle(&self, mut row: FeedRow) -> Result<FeedRow, StoreError> {
-        let mut batch = Batch::default();
+    fn settle(&self, row: FeedRow) -> Result<FeedRow, StoreError> {
         let beyond = row.stored.saturating_sub(MAX_ITEMS as u64) as usize;
         let oldest = self.kv.scan(self.prefix.bytes()..self.prefix.end().bytes(), Direction::Forward, beyond)?;
+        let oldest = oldest.into_iter().map(|(key, value)| Ok((key, ItemRow::decode(&value)?)));
+        self.drop_items(row, oldest.collect::<Result<_, StoreError>>()?)
+    }
+
+    /// Writes the counts without items that go.
+    fn drop_items(&self, mut row: FeedRow, items: Vec<(Bytes, ItemRow)>) -> Result<FeedRow, StoreError> {
+        let mut batch = Batch::default();
         let mut gone: BTreeMap<Bytes, (Key, u32)> = BTreeMap::new();
-        for (key, value) in oldest {
-            let item = ItemRow::decode(&value)?;
+        for (key, item) in items {
             let event = event_of(&self.prefix, &key)?;
-            row.stored -= 1;
+            row.stored = row.stored.saturating_sub(1);
             if item.archived_ms == 0 {
                 row.total = row.total.saturating_sub(1);
                 row.unseen = row.unseen.saturating_sub(u64::from(item.seen_ms == 0));

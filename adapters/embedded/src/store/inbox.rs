@@ -76,6 +76,13 @@ impl InboxStore {
         Ok(())
     }
 
+    /// Erases items of a user's feed that were accepted until `until_ms`, among the oldest `limit`; returns whether there
+    /// are no more.
+    pub(super) fn erase(&self, tenant: &str, user: &str, until_ms: u64, limit: usize) -> Result<bool, StoreError> {
+        let _held = self.users.write(user);
+        self.feed(tenant, user).erase(until_ms, limit)
+    }
+
     fn page(
         &self,
         feed: &Key,

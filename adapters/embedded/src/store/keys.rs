@@ -10,6 +10,8 @@ use herald_core::ports::StoreError;
 pub enum Table {
     Person = 0x01,
     Audience = 0x02,
+    Erasure = 0x03,
+    ErasureDue = 0x04,
     Admission = 0x10,
     AdmissionByAge = 0x11,
     Totals = 0x20,

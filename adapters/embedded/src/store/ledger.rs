@@ -7,9 +7,10 @@ use bytes::Bytes;
 use herald_core::{
     books::Totals,
     ids::{NotificationId, TenantId},
-    packed::unpack,
+    packed::{PackedWriter, unpack},
     ports::{
         StoreError,
+        erasures::Erasure,
         ledger::{AdmittedRow, Flush, ForeignToken, Ledger, Page, ReceiptRow, ReceiptScope, RequestRow},
     },
     record,
@@ -311,6 +312,56 @@ impl LedgerStore {
                 return Ok(LogRead { entries, next: None });
             }
         }
+    }
+
+    /// The first hour that the users' log has.
+    pub(super) fn oldest_hour(&self) -> Result<Option<u32>, StoreError> {
+        let log = Key::of(Table::UserLog);
+        let rows = self.kv.scan(log.bytes()..log.end().bytes(), Direction::Forward, 1)?;
+        rows.first().map(|(key, _)| Parts::of(key)?.u32()).transpose()
+    }
+
+    /// Puts an erasure's pseudonym on the person's receipts of an hour that were accepted until it began.
+    pub(super) fn erase_hour(&self, erasure: &Erasure, hour: u32) -> Result<(), StoreError> {
+        let user = LogUser::of(&TenantHash::of(erasure.tenant.as_str()), &erasure.user_id);
+        let mut cursor = BEGIN;
+        loop {
+            let mut budget = LOG_ROWS;
+            let read = self.read_log(hour, user, cursor, &mut budget)?;
+            for (_, (id, at)) in read.entries {
+                self.rename(erasure, &id, at)?;
+            }
+            match read.next {
+                Some(next) => cursor = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn rename(&self, erasure: &Erasure, id: &NotificationId, at: ReceiptAt) -> Result<(), StoreError> {
+        let key = receipts_key(id, at.partition, at.offset, at.index);
+        let _held = self.writing.lock();
+        let Some(row) = self.kv.get(key.bytes())? else { return Ok(()) };
+        let mut receipts = decode_receipts(id, &row)?;
+        // The entry in the users' log is a hint only.
+        if receipts.tenant != erasure.tenant.as_str() || receipts.accepted_ms > erasure.begun_ms {
+            return Ok(());
+        }
+        let pseudonym = erasure.pseudonym();
+        let mut users = PackedWriter::default();
+        let mut named = false;
+        for user in unpack(&receipts.users) {
+            let user = user.map_err(|e| StoreError::Damaged(e.to_string()))?;
+            named |= user == erasure.user_id;
+            users.push(if user == erasure.user_id { &pseudonym } else { user });
+        }
+        if !named {
+            return Ok(());
+        }
+        (receipts.users, receipts.notification_id) = (users.finish(), Bytes::new());
+        let mut batch = Batch::default();
+        batch.put(key, encode(&receipts));
+        self.kv.write(batch)
     }
 
     fn receipt(&self, id: &NotificationId, at: ReceiptAt) -> Result<Option<ReceiptRow>, StoreError> {

@@ -40,6 +40,34 @@ pub struct PersonRow {
     pub user: Option<UserRow>,
     #[prost(message, optional, tag = "2")]
     pub preferences: Option<PreferencesRow>,
+    /// Of the last erasure, until the log has forgotten the person.
+    #[prost(uint64, tag = "3")]
+    pub erased_ms: u64,
+    #[prost(string, tag = "4")]
+    pub erasure_id: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+#[allow(missing_docs)]
+pub struct ErasureRow {
+    #[prost(string, tag = "1")]
+    pub user_id: String,
+    #[prost(uint64, tag = "2")]
+    pub begun_ms: u64,
+    #[prost(uint64, tag = "3")]
+    pub completed_ms: u64,
+    #[prost(uint64, tag = "4")]
+    pub log_gone_ms: u64,
+    #[prost(uint64, tag = "5")]
+    pub due_ms: u64,
+    /// Where the pass that is due is: see [`super::erasures`].
+    #[prost(uint32, tag = "6")]
+    pub stage: u32,
+    #[prost(bytes = "bytes", tag = "7")]
+    pub cursor: Bytes,
+    /// The hour at which the pass begins to look at receipts; 0 for the oldest.
+    #[prost(uint32, tag = "8")]
+    pub from_hour: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -4,7 +4,7 @@ use std::pin::Pin;
 
 use futures::{Stream, StreamExt};
 use herald_api::{rejection, request_id::RequestId};
-use herald_core::problem::Problem;
+use herald_core::{auth::Scope, problem::Problem};
 use herald_proto::v1::{self, notifications_server::Notifications};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue};
 
@@ -48,6 +48,10 @@ impl Notifications for Gateway {
         request: Request<Streaming<v1::NotifyRequest>>,
     ) -> Result<Response<Self::NotifyStreamStream>, Status> {
         let call = self.call(request)?;
+        // Whoever may not send at all is told so once.
+        if let Err(problem) = call.who.caller.require(Scope::Notify) {
+            return answer(Err(problem), &call.extensions);
+        }
         let trace = call.trace_parent().map(str::to_owned);
         let Call { metadata, extensions, message: stream, .. } = call;
         let gateway = self.clone();

@@ -38,6 +38,19 @@ impl Users for Gateway {
         answer(self.put_users(&call.who, call.message.users, id).await, &call.extensions)
     }
 
+    async fn delete_user(
+        &self,
+        request: Request<v1::DeleteUserRequest>,
+    ) -> Result<Response<v1::DeleteUserResponse>, Status> {
+        let call = self.call(request)?;
+        answer(self.delete_user(&call.who, &call.message.user_id).await, &call.extensions)
+    }
+
+    async fn get_erasure(&self, request: Request<v1::GetErasureRequest>) -> Result<Response<v1::Erasure>, Status> {
+        let call = self.call(request)?;
+        answer(self.erasure(&call.who, &call.message.erasure_id).await, &call.extensions)
+    }
+
     async fn put_preferences(
         &self,
         request: Request<v1::PutPreferencesRequest>,

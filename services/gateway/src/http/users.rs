@@ -4,17 +4,18 @@ use axum::{
     Extension,
     body::Bytes,
     extract::{Path, State},
+    response::Response,
 };
 use herald_api::{
     auth::Authenticated,
-    json::{Json, check_media_type, parse},
+    json::{Json, answer, check_media_type, parse},
     query::Query,
     rejection::Rejection,
     request_id::RequestId,
 };
 use herald_core::problem::Problem;
 use herald_proto::v1;
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 
 use crate::service::Gateway;
@@ -80,8 +81,32 @@ pub async fn get(
     State(gateway): State<Gateway>,
     who: Authenticated,
     Path(user_id): Path<String>,
+    query: Query,
 ) -> Result<Json<v1::User>, Rejection> {
+    query.finish()?;
     Ok(Json(gateway.get_user(&who, &user_id).await?))
+}
+
+/// `DELETE /v1/users/{user_id}`
+pub async fn delete(
+    State(gateway): State<Gateway>,
+    who: Authenticated,
+    Path(user_id): Path<String>,
+    query: Query,
+) -> Result<Response, Rejection> {
+    query.finish()?;
+    Ok(answer(StatusCode::ACCEPTED, &gateway.delete_user(&who, &user_id).await?))
+}
+
+/// `GET /v1/erasures/{erasure_id}`
+pub async fn get_erasure(
+    State(gateway): State<Gateway>,
+    who: Authenticated,
+    Path(erasure_id): Path<String>,
+    query: Query,
+) -> Result<Json<v1::Erasure>, Rejection> {
+    query.finish()?;
+    Ok(Json(gateway.erasure(&who, &erasure_id).await?))
 }
 
 /// `GET /v1/users`
@@ -121,7 +146,9 @@ pub async fn get_preferences(
     State(gateway): State<Gateway>,
     who: Authenticated,
     Path(user_id): Path<String>,
+    query: Query,
 ) -> Result<Json<v1::Preferences>, Rejection> {
+    query.finish()?;
     Ok(Json(gateway.get_preferences(&who, &user_id).await?))
 }
 

@@ -5,6 +5,7 @@
 //! inbox after a gap. [`feed`] decides what to send; [`ws`] and [`sse`] only write it.
 
 mod feed;
+mod grpc;
 mod item;
 mod queue;
 mod slots;
@@ -23,15 +24,14 @@ use std::{
 };
 
 use axum::{
-    Router,
     extract::{FromRequestParts, Path, Request, State, WebSocketUpgrade},
     response::Response,
-    routing::get,
 };
 use herald_api::{
     auth::{Authenticator, HERALD_TENANT},
     query::Query,
     rejection::Rejection,
+    routes::{Route, Routes},
 };
 use herald_core::{
     auth::Scope,
@@ -56,7 +56,7 @@ use slots::Slots;
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// The event id from which an answered connection goes on, for clients that lose it before the first item.
-const HERALD_EVENT_ID: HeaderName = HeaderName::from_static("herald-event-id");
+pub(crate) const HERALD_EVENT_ID: &str = "herald-event-id";
 
 /// Live connections.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,20 +126,42 @@ pub struct LiveDeps {
 }
 
 /// `GET /v1/users/{user_id}/live`. Refusals are [`Rejection`]s, so [`herald_api::finish::Finish`] goes around it.
-pub fn router(deps: LiveDeps) -> Router {
-    let slots = Slots::new(deps.config.max_connections, deps.config.max_connections_per_user);
-    let live = Live { deps, slots, inbox_away: AtomicBool::new(false), opened: AtomicU64::new(0) };
-    Router::new().route("/v1/users/{user_id}/live", get(open)).with_state(Arc::new(live))
+pub fn routes(live: Arc<Live>) -> Routes {
+    let route = Route::get("/v1/users/{user_id}/live", "Inbox.WatchInbox");
+    Routes::new().on(route, open).with_state(live)
 }
 
 /// What all connections share.
-struct Live {
+pub struct Live {
     deps: LiveDeps,
     slots: Arc<Slots>,
     /// Whether the last read failed, so that an outage is logged once and not by each connection.
     inbox_away: AtomicBool,
     /// Counts connections, to spread their checks.
     opened: AtomicU64,
+}
+
+impl Live {
+    /// A live feed without connections.
+    pub fn new(deps: LiveDeps) -> Arc<Self> {
+        let slots = Slots::new(deps.config.max_connections, deps.config.max_connections_per_user);
+        Arc::new(Self { deps, slots, inbox_away: AtomicBool::new(false), opened: AtomicU64::new(0) })
+    }
+
+    /// Opens the feed of a user for a caller that is found to be allowed.
+    async fn feed(
+        self: &Arc<Self>,
+        grant: Grant,
+        tenant: TenantId,
+        user: &str,
+        resume: Option<EventId>,
+    ) -> Result<Feed, Problem> {
+        if self.deps.shutdown.is_cancelled() {
+            return Err(Problem::unavailable("The gateway is stopping. Connect again."));
+        }
+        let slot = self.slots.take(&tenant, user)?;
+        Ok(Feed::open(self.clone(), slot, grant, tenant, user, resume).await?)
+    }
 }
 
 /// What the client can take.
@@ -160,18 +182,14 @@ async fn open(State(live): State<Arc<Live>>, request: Request) -> Result<Respons
     let resume = resume_after(&parts.headers, query.text("last_event_id"))?;
     query.finish()?;
     let transport = transport(&mut parts).await?;
-    if live.deps.shutdown.is_cancelled() {
-        return Err(Problem::unavailable("The gateway is stopping. Connect again.").into());
-    }
-    let slot = live.slots.take(&tenant, &user)?;
-    let feed = Feed::open(live.clone(), slot, grant, tenant, &user, resume).await.map_err(Problem::from)?;
+    let feed = live.feed(grant, tenant, &user, resume).await?;
     let position = HeaderValue::try_from(feed.position().to_string());
     let mut response = match transport {
         Transport::Events => sse::response(&live, feed),
         Transport::WebSocket(upgrade) => ws::response(&live, *upgrade, feed),
     };
     if let Ok(position) = position {
-        response.headers_mut().insert(HERALD_EVENT_ID, position);
+        response.headers_mut().insert(HeaderName::from_static(HERALD_EVENT_ID), position);
     }
     Ok(response)
 }
@@ -211,17 +229,18 @@ fn copy(header: &HeaderValue) -> Option<HeaderValue> {
 
 /// A browser that connects again repeats the URL, so the header is the newer of the two.
 fn resume_after(headers: &HeaderMap, query: Option<String>) -> Result<Option<EventId>, Problem> {
-    let parse = |field: &str, text: &str| match text {
-        "" => Ok(None),
-        text => text
-            .parse()
-            .map(Some)
-            .map_err(|_| Problem::field(field, "invalid_value", "Expected the `event_id` of an item of this feed.")),
-    };
-    let of_query = parse("last_event_id", query.as_deref().unwrap_or_default())?;
+    let of_query = parse_event_id("last_event_id", query.as_deref().unwrap_or_default())?;
     let header = headers.get(LAST_EVENT_ID).map(|value| String::from_utf8_lossy(value.as_bytes()));
-    let of_header = parse("Last-Event-ID", header.as_deref().unwrap_or_default())?;
+    let of_header = parse_event_id("Last-Event-ID", header.as_deref().unwrap_or_default())?;
     Ok(of_header.or(of_query))
+}
+
+fn parse_event_id(field: &str, text: &str) -> Result<Option<EventId>, Problem> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let detail = "Expected the `event_id` of an item of this feed.";
+    text.parse().map(Some).map_err(|_| Problem::field(field, "invalid_value", detail))
 }
 
 async fn transport(parts: &mut Parts) -> Result<Transport, Problem> {

@@ -5,6 +5,7 @@
 
 mod admission;
 mod connections;
+mod erasing;
 mod faults;
 mod grpc;
 mod idempotency;

@@ -128,6 +128,7 @@ pub fn world_with(config: Config) -> TestWorld {
         log: Arc::new(FaultyLog { inner: log.clone(), faults: faults.clone() }),
         admissions: stores.admissions.clone(),
         directory: stores.directory.clone(),
+        erasures: stores.erasures.clone(),
         ledger: stores.ledger.clone(),
         inbox: stores.inbox.clone(),
         sessions: Arc::new(LocalSessions::new()),

@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is to do")]
 
+mod clients;
 mod commands;
+mod erasure;
+mod http;
 mod import;
 mod kill;
 mod power_cut;
 mod refusals;
 mod support;
+mod tenants;

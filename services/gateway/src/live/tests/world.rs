@@ -31,7 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Layer;
 
 use super::client::{Client, Events, web_socket};
-use crate::live::{LiveConfig, LiveDeps, item_of, router};
+use crate::live::{Live, LiveConfig, LiveDeps, item_of, routes};
 
 /// A key with the scope `inbox`.
 pub const KEY: (&str, &str) = ("Authorization", "Bearer hk_inbox");
@@ -112,15 +112,16 @@ impl World {
             policy: watch::Sender::new(Arc::new(policy())),
             offset: AtomicU64::new(0),
         });
-        let routes = router(LiveDeps {
+        let routes = routes(Live::new(LiveDeps {
             inbox: Arc::new(PortsOf(world.clone())),
             sessions: Arc::new(PortsOf(world.clone())),
             authenticator: Authenticator::new(world.policy.subscribe(), Arc::new(Still)),
             config,
             shutdown: world.shutdown.clone(),
             tasks: world.tasks.clone(),
-        });
-        let app = axum::Router::new().fallback_service(Finish::new(Arc::new(Still)).layer(routes));
+        }));
+        let finished = Finish::new(Arc::new(Still)).layer(routes.into_router());
+        let app = axum::Router::new().fallback_service(finished);
         tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         world
     }
@@ -161,7 +162,8 @@ impl World {
     pub async fn items(&self, user: &str) -> Vec<Value> {
         let start = EventId { epoch: 0, offset: 0, index: 0 };
         let items = self.inbox.since(&self.tenant, user, Some(start), 1_000).await.unwrap();
-        items.iter().map(|item| serde_json::to_value(item_of(user, item)).unwrap()).collect()
+        let text = |item| herald_api::json::to_text(&item_of(user, item)).unwrap();
+        items.iter().map(|item| serde_json::from_slice(&text(item)).unwrap()).collect()
     }
 
     /// Connects the user `u`.

@@ -215,11 +215,10 @@ impl Events {
         }
     }
 
-    /// Takes all of them, and leaves an empty queue that has had its growth.
-    pub(crate) fn take(&self) -> Vec<Event> {
-        let mut queue = self.queue.lock();
-        let empty = Vec::with_capacity(queue.len());
-        std::mem::replace(&mut *queue, empty)
+    /// Takes all of them into an empty buffer, which becomes the queue: both keep the room that they have grown.
+    pub(crate) fn take(&self, into: &mut Vec<Event>) {
+        debug_assert!(into.is_empty());
+        std::mem::swap(&mut *self.queue.lock(), into);
     }
 }
 

@@ -15,7 +15,7 @@ use herald_core::{
 use crate::{decide::ERASED, section::Head};
 
 /// How instances ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct End {
     pub state: State,
     pub reason: &'static str,
@@ -29,6 +29,15 @@ impl End {
     /// An end that a rule decided, without a provider.
     pub(crate) fn by_rule(state: State, reason: &'static str, attempts: u32) -> Self {
         Self { state, reason, attempts, provider: Arc::default(), error_code: String::new() }
+    }
+
+    /// Whether both are the same. Nearly all texts are empty or one and the same, which is looked at first.
+    fn is(&self, other: &Self) -> bool {
+        let same = |a: &str, b: &str| a.len() == b.len() && (a.is_empty() || std::ptr::eq(a, b) || a == b);
+        (self.state, self.attempts) == (other.state, other.attempts)
+            && same(self.reason, other.reason)
+            && same(&self.error_code, &other.error_code)
+            && same(&self.provider, &other.provider)
     }
 }
 
@@ -117,7 +126,7 @@ impl Ended {
 
     /// Instances end in few ways, so looking through them all is quicker than hashing.
     fn group(&mut self, end: &End) -> &mut Group {
-        let at = self.groups.iter().position(|group| group.end == *end).unwrap_or_else(|| {
+        let at = self.groups.iter().position(|group| group.end.is(end)).unwrap_or_else(|| {
             let (users, tally) = (PackedWriter::default(), Tally::default());
             self.groups.push(Group { end: end.clone(), users, tally, provider_ids: Vec::new() });
             self.groups.len() - 1

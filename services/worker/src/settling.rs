@@ -22,7 +22,9 @@ impl Worker {
     pub(crate) fn take_events(&mut self) {
         let mut runs: Vec<(u64, Vec<(usize, Outcome)>)> = Vec::new();
         let mut over = Vec::new();
-        for event in self.events.take() {
+        let mut events = std::mem::take(&mut self.taken_events);
+        self.events.take(&mut events);
+        for event in events.drain(..) {
             match event {
                 Event::Outcome { batch, index, outcome } => match runs.last_mut() {
                     Some((last, run)) if *last == batch => run.push((index, outcome)),
@@ -33,6 +35,7 @@ impl Worker {
                 Event::Durable(mark) => self.became_durable(mark),
             }
         }
+        self.taken_events = events;
         // What came for a batch at once is settled at once, so that it shares its receipts.
         let mut outcomes: BTreeMap<u64, Vec<(usize, Outcome)>> = BTreeMap::new();
         for (batch, mut run) in runs {

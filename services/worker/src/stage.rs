@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Config, Deps,
     claiming::ShardClaims,
-    delivery::{Batch, Events, Freshness, watch_durability},
+    delivery::{Batch, Event, Events, Freshness, watch_durability},
     in_doubt::{Answered, InDoubt},
     people::People,
     prepare::Renderers,
@@ -63,6 +63,8 @@ pub(crate) struct Worker {
     pub(crate) links: Option<(String, Arc<UnsubscribeLinks>)>,
     pub(crate) freshness: Arc<Freshness>,
     pub(crate) events: Arc<Events>,
+    /// A buffer for those that are being looked at.
+    pub(crate) taken_events: Vec<Event>,
     pub(crate) batches: BTreeMap<u64, Batch>,
     pub(crate) next_batch: u64,
     pub(crate) in_doubt: InDoubt,
@@ -115,6 +117,7 @@ impl Worker {
             deps,
             subscription,
             events,
+            taken_events: Vec::new(),
             wanted,
         })
     }

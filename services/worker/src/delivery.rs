@@ -340,3 +340,34 @@ pub(crate) async fn watch_durability(
         events.push(Event::Durable(mark));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use herald_core::{ids::NotificationId, record::Section, topic::Lane};
+
+    use super::*;
+
+    #[test]
+    fn a_shard_that_is_let_go_takes_its_unanswered_messages_out_of_a_batch() {
+        let section = |shard| BatchSection {
+            shard,
+            topic: Topic::Deliveries(Lane::Bulk),
+            offset: 0,
+            head: Arc::new(Head {
+                id: NotificationId([1; 16]),
+                tenant: TenantId::trusted("t"),
+                channel: ChannelKind::Email,
+                notification: Arc::default(),
+                section: Section::default(),
+                hash_sum: 0,
+            }),
+            order: None,
+        };
+        let item =
+            |section, answered| Item { section, index: 0, in_section: 0, user: "u".into(), book_hash: 0, answered };
+        let items = vec![item(0, false), item(1, true), item(1, false), item(1, false)];
+        let sections = vec![section(3), section(5)];
+        let mut batch = Batch { channel: ChannelKind::Email, provider: "null".into(), sections, items };
+        assert_eq!((batch.let_go(5), batch.let_go(5), batch.let_go(3)), (2, 0, 1));
+    }
+}

@@ -209,6 +209,9 @@ fn check_provider(facts: &Facts<'_>, ends: &Ends, found: &mut Vec<String>) {
     for instance in facts.seen.taken.keys().filter(|instance| !known.contains(*instance)) {
         found.push(format!("{instance} was taken and has no receipt"));
     }
+    for user in &facts.seen.twice_in_a_batch {
+        found.push(format!("{user} came twice in one batch of a provider"));
+    }
     let allowed = facts.seen.unanswered + facts.restarts * facts.in_doubt_instances;
     if duplicates > allowed {
         found.push(format!("{duplicates} duplicates at the provider, at most {allowed} are allowed"));

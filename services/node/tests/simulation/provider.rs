@@ -2,7 +2,7 @@
 //! restarts.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -38,6 +38,8 @@ pub struct Seen {
     pub unanswered: u64,
     /// Every send that was begun, in order.
     pub begun: Vec<Begun>,
+    /// Users that came twice in one batch.
+    pub twice_in_a_batch: Vec<String>,
 }
 
 #[derive(Clone)]
@@ -86,6 +88,16 @@ impl Provider {
             tenant: message.tenant.as_str().to_owned(),
             user: message.user.to_string(),
         });
+    }
+
+    fn look_at(&self, batch: &[Message]) {
+        let mut seen = self.seen.lock().unwrap();
+        let mut users = BTreeSet::new();
+        for Message { tenant, user, .. } in batch {
+            if !users.insert((tenant, user)) {
+                seen.twice_in_a_batch.push(format!("{tenant}/{user}"));
+            }
+        }
     }
 
     fn take(&self, message: &Message) {
@@ -143,6 +155,7 @@ impl Channel for Provider {
     }
 
     async fn deliver(&self, batch: Vec<Message>, gate: Arc<dyn Gate>, sink: Arc<dyn Sink>) {
+        self.look_at(&batch);
         if self.manner == Manner::Rough && self.chance.one_in(25) {
             // Within the deadline or beyond it.
             tokio::time::sleep(Duration::from_millis(self.chance.below(5_000))).await;

@@ -4,6 +4,7 @@
 mod admission;
 mod api;
 mod cost;
+mod fairness;
 mod latency;
 mod memory;
 mod process;
@@ -84,6 +85,8 @@ enum Command {
     },
     /// Latency of an open loop: Poisson arrivals, from the intended time of the call to the mail server.
     Latency(latency::Load),
+    /// What one tenant's spike does to another's messages, and the shares of equals; with fairness and without.
+    Fairness(fairness::Load),
     /// Peak memory while one notification goes to everyone.
     Memory(memory::Load),
 }
@@ -116,6 +119,7 @@ async fn run(command: Command, common: &Common) -> anyhow::Result<Report> {
             }
             Command::Admission { events } => admission::run(common, *events, &mut report).await?,
             Command::Latency(load) => latency::run(common, load, &mut report).await?,
+            Command::Fairness(load) => fairness::run(common, load, &mut report).await?,
             Command::Memory(load) => memory::run(common, load, &mut report).await?,
         }
     }

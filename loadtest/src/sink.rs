@@ -1,6 +1,7 @@
 //! A mail server that takes everything and keeps nothing: it counts mails and notes when each of them came.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{
         Arc,
@@ -30,7 +31,8 @@ pub struct Sink {
 struct Counts {
     began: Instant,
     mails: AtomicU64,
-    latency_us: std::sync::Mutex<Histogram<u64>>,
+    /// By group.
+    latency_us: std::sync::Mutex<BTreeMap<usize, Histogram<u64>>>,
 }
 
 impl Sink {
@@ -38,8 +40,7 @@ impl Sink {
     pub async fn start(began: Instant) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let latency_us = std::sync::Mutex::new(times_us()?);
-        let counts = Arc::new(Counts { began, mails: AtomicU64::new(0), latency_us });
+        let counts = Arc::new(Counts { began, mails: AtomicU64::new(0), latency_us: std::sync::Mutex::default() });
         let shared = counts.clone();
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
@@ -54,32 +55,39 @@ impl Sink {
         self.counts.mails.load(Relaxed)
     }
 
-    /// The times from what `due_text` noted to the receipt of the mail, in microseconds.
-    pub fn latency_us(&self) -> Histogram<u64> {
+    /// The times from what [`due_text`] noted for a group to the receipt of its mails, in microseconds.
+    pub fn latency_us(&self, group: usize) -> anyhow::Result<Histogram<u64>> {
         // The lock is held for counting only, so it cannot be poisoned by a panic.
-        self.counts.latency_us.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        let groups = self.counts.latency_us.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        groups.get(&group).cloned().map_or_else(times_us, Ok)
     }
 }
 
-/// A subject from which the sink knows when the notification was due, in microseconds since it began.
-pub fn due_text(due_us: u64) -> String {
-    format!("News due at {due_us}")
+/// A subject from which the sink knows whose the notification is and when it was due, in microseconds since it began.
+pub fn due_text(group: usize, due_us: u64) -> String {
+    format!("News of {group} due at {due_us}")
 }
 
-fn due_us(mail: &[u8]) -> Option<u64> {
+fn group_and_due_us(mail: &[u8]) -> Option<(usize, u64)> {
     let head = std::str::from_utf8(mail.get(..mail.len().min(4_096))?).ok()?;
     let subject = head.lines().find_map(|line| line.strip_prefix("Subject: "))?;
-    subject.strip_prefix("News due at ")?.trim().parse().ok()
+    let (group, due_us) = subject.strip_prefix("News of ")?.split_once(" due at ")?;
+    Some((group.parse().ok()?, due_us.trim().parse().ok()?))
 }
 
 impl Counts {
     /// Takes one mail.
     fn take(&self, mail: &[u8], now: Instant) {
         self.mails.fetch_add(1, Relaxed);
-        if let Some(due_us) = due_us(mail) {
+        if let Some((group, due_us)) = group_and_due_us(mail) {
             let latency = (now.duration_since(self.began).as_micros() as u64).saturating_sub(due_us);
-            let mut histogram = self.latency_us.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            histogram.saturating_record(latency);
+            let mut groups = self.latency_us.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if let std::collections::btree_map::Entry::Vacant(new) = groups.entry(group)
+                && let Ok(times) = times_us()
+            {
+                new.insert(times);
+            }
+            groups.entry(group).and_modify(|times| times.saturating_record(latency));
         }
     }
 }
@@ -161,8 +169,8 @@ mod tests {
 
     #[test]
     fn the_subject_says_when_a_mail_was_due() {
-        let mail = format!("From: a@x\r\nSubject: {}\r\n\r\nText", due_text(1_234));
-        assert_eq!(due_us(mail.as_bytes()), Some(1_234));
-        assert_eq!(due_us(b"Subject: News\r\n\r\n"), None);
+        let mail = format!("From: a@x\r\nSubject: {}\r\n\r\nText", due_text(7, 1_234));
+        assert_eq!(group_and_due_us(mail.as_bytes()), Some((7, 1_234)));
+        assert_eq!(group_and_due_us(b"Subject: News\r\n\r\n"), None);
     }
 }

@@ -23,8 +23,8 @@ const CATEGORY: &str = "social";
 const TEMPLATE: &str = "news";
 const CHANNELS: [&str; 2] = ["email", "in_app"];
 
-/// The median and the sigma of the lognormal distribution of followers: most have few, some have hundreds.
-const LOGNORMAL: (f64, f64) = (8.0, 1.5);
+/// The median and the sigma of the lognormal distribution of followers: the 95th percentile is 300.
+const LOGNORMAL: (f64, f64) = (20.0, 1.646);
 
 /// Connections that the tenants share.
 const CONNECTIONS: usize = 4;
@@ -258,7 +258,8 @@ mod tests {
         let mut random = StdRng::seed_from_u64(1);
         let mut sizes: Vec<usize> = (0..10_001).map(|_| Fanout::Lognormal.sample(400, &mut random)).collect();
         sizes.sort_unstable();
-        assert!((7..=9).contains(&sizes[5_000]), "the median is {}", sizes[5_000]);
+        assert!((18..=22).contains(&sizes[5_000]), "the median is {}", sizes[5_000]);
+        assert!((270..=330).contains(&sizes[9_500]), "the 95th percentile is {}", sizes[9_500]);
         assert!((1..=400).contains(&sizes[0]) && sizes[10_000] == 400);
     }
 

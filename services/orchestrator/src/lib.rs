@@ -28,11 +28,13 @@ pub struct Config {
     pub window_records: usize,
     /// A commit is made when this many instances are gathered.
     pub commit_instances: u64,
+    /// Whether tenants are served in turn. `false` serves in the order of arrival, to measure what fairness is worth.
+    pub fair: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { poll_records: 1_000, window_records: 4_000, commit_instances: 16_384 }
+        Self { poll_records: 1_000, window_records: 4_000, commit_instances: 16_384, fair: true }
     }
 }
 

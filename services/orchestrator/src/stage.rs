@@ -150,7 +150,7 @@ impl Stage {
         let poison = track.is_poison(number);
         let cost = cost_of(&record);
         self.lanes[usize::from(lane_of(record.at) == Lane::Bulk)].push(
-            record.envelope.tenant.clone(),
+            if self.config.fair { record.envelope.tenant.clone() } else { String::new() },
             cost,
             Unit { record, number, poison },
         );

@@ -70,6 +70,8 @@ pub struct Config {
     pub retry_base_ms: u64,
     /// The longest backoff.
     pub retry_cap_ms: u64,
+    /// Whether tenants are served in turn. `false` serves in the order of arrival, to measure what fairness is worth.
+    pub fair: bool,
     /// Where unsubscribe links lead; the gateway's address as mail readers see it.
     pub public_url: String,
 }
@@ -87,6 +89,7 @@ impl Default for Config {
             max_attempts: 8,
             retry_base_ms: 250,
             retry_cap_ms: 300_000,
+            fair: true,
             public_url: "http://127.0.0.1:8080".into(),
         }
     }

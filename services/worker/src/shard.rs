@@ -40,10 +40,11 @@ struct LaneQueues {
 }
 
 impl LaneQueues {
-    fn push(&mut self, queued: Queued) {
+    fn push(&mut self, queued: Queued, fair: bool) {
         let head = &queued.chunk.head;
         let queue = self.by_channel.entry(head.channel).or_insert_with(|| DeficitRoundRobin::new(QUANTUM));
-        queue.push(head.tenant.clone(), queued.cost(), queued);
+        let tenant = if fair { head.tenant.clone() } else { TenantId::trusted("") };
+        queue.push(tenant, queued.cost(), queued);
     }
 
     /// The section whose turn it is, channel by channel.
@@ -111,6 +112,8 @@ pub(crate) struct Shard {
     pub tracks: BTreeMap<Topic, Track>,
     /// Transactional and bulk.
     queues: [LaneQueues; 2],
+    /// Whether tenants are served in turn.
+    fair: bool,
     pub order: Order,
     pub feed: Feed,
     pub claims: ShardClaims,
@@ -137,11 +140,12 @@ impl Drop for Shard {
 }
 
 impl Shard {
-    pub(crate) fn new(number: u32, claims: ShardClaims, outputs: Outputs) -> Self {
+    pub(crate) fn new(number: u32, claims: ShardClaims, outputs: Outputs, fair: bool) -> Self {
         Self {
             number,
             tracks: BTreeMap::new(),
             queues: Default::default(),
+            fair,
             order: Order::default(),
             feed: Feed::new(number, 0),
             claims,
@@ -168,7 +172,7 @@ impl Shard {
     }
 
     pub(crate) fn queue(&mut self, queued: Queued) {
-        self.queues[usize::from(queued.lane() == Lane::Bulk)].push(queued);
+        self.queues[usize::from(queued.lane() == Lane::Bulk)].push(queued, self.fair);
     }
 
     /// The section whose turn it is among those there is room for, and whether it waited for an earlier one: those go

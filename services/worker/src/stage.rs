@@ -230,7 +230,7 @@ impl Worker {
         if !self.shards.contains_key(&at.partition) {
             let claims = ShardClaims::new(at.partition, self.deps.claims.clone());
             let outputs = self.empty_outputs();
-            self.shards.insert(at.partition, Shard::new(at.partition, claims, outputs));
+            self.shards.insert(at.partition, Shard::new(at.partition, claims, outputs, self.config.fair));
             // Changes that another owner has read are never told to this one.
             self.people.clear();
         }

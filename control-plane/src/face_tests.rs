@@ -16,6 +16,7 @@ use tower::ServiceExt;
 
 use crate::{
     bootstrap::{DEV_ADMIN_KEY, DEV_KEY, ensure_dev},
+    dead_letters::DeadLetters,
     grpc, http,
     service::Deps,
     testing::{FakeDirectory, FakeLog, FakeRegistry, Process},
@@ -34,7 +35,8 @@ async fn face() -> Face {
     let publisher = process.publisher.clone();
     let authenticator = Authenticator::new(publisher.watch(), publisher.world().clock.clone());
     let finish = Finish::new(publisher.world().entropy.clone());
-    let deps = Deps { publisher, directory: Arc::new(FakeDirectory), authenticator };
+    let dead_letters = Arc::new(DeadLetters::new(log.clone(), publisher.world().clone()));
+    let deps = Deps { publisher, directory: Arc::new(FakeDirectory), dead_letters, authenticator };
     Face { router: http::routes(deps.clone()).into_router().layer(finish), deps, _process: process }
 }
 

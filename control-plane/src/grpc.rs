@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     http::{bad_expiry, lists},
     keys::{self, NewKey},
+    lag::lag,
     messages::{self, object},
     service::{Deps, Page, preview},
     templates, tenants,
@@ -246,6 +247,56 @@ impl Admin for AdminService {
             call.caller.require_operator()?;
             keys::delete(&self.0.publisher, &call.message.key_id).await?;
             Ok(v1::DeleteKeyResponse {})
+        })
+        .await
+    }
+
+    async fn list_dead_letters(
+        &self,
+        request: Request<v1::ListDeadLettersRequest>,
+    ) -> Result<Response<v1::ListDeadLettersResponse>, Status> {
+        answer(&self.0, request, async |call: Call<v1::ListDeadLettersRequest>| {
+            call.caller.require_operator()?;
+            self.0.dead_letters.list(call.message).await
+        })
+        .await
+    }
+
+    async fn get_dead_letter(
+        &self,
+        request: Request<v1::GetDeadLetterRequest>,
+    ) -> Result<Response<v1::DeadLetter>, Status> {
+        answer(&self.0, request, async |call: Call<v1::GetDeadLetterRequest>| {
+            call.caller.require_operator()?;
+            self.0.dead_letters.get(&call.message.id).await
+        })
+        .await
+    }
+
+    async fn redrive_dead_letters(
+        &self,
+        request: Request<v1::RedriveDeadLettersRequest>,
+    ) -> Result<Response<v1::Redrive>, Status> {
+        answer(&self.0, request, async |call: Call<v1::RedriveDeadLettersRequest>| {
+            call.caller.require_operator()?;
+            self.0.dead_letters.redrive(call.message).await
+        })
+        .await
+    }
+
+    async fn get_redrive(&self, request: Request<v1::GetRedriveRequest>) -> Result<Response<v1::Redrive>, Status> {
+        answer(&self.0, request, async |call: Call<v1::GetRedriveRequest>| {
+            call.caller.require_operator()?;
+            self.0.dead_letters.progress(&call.message.redrive_id).await
+        })
+        .await
+    }
+
+    async fn get_lag(&self, request: Request<v1::GetLagRequest>) -> Result<Response<v1::Lag>, Status> {
+        answer(&self.0, request, async |call: Call<v1::GetLagRequest>| {
+            call.caller.require_operator()?;
+            let dead_letters = &self.0.dead_letters;
+            lag(dead_letters.log(), dead_letters.now_ms(), call.message.partitions()).await
         })
         .await
     }

@@ -1,5 +1,7 @@
 //! The HTTP face of templates, tenants and keys.
 
+mod dead_letters;
+
 use axum::{
     body::Bytes,
     extract::{FromRef, FromRequest, Path, Request, State},
@@ -42,6 +44,7 @@ pub fn routes(deps: Deps) -> Routes {
         .on(Route::post("/v1/admin/keys", "Admin.CreateKey"), create_key)
         .on(Route::get("/v1/admin/keys", "Admin.ListKeys"), list_keys)
         .on(Route::delete("/v1/admin/keys/{key_id}", "Admin.DeleteKey"), delete_key)
+        .merge(dead_letters::routes())
         .with_state(deps)
 }
 

@@ -11,12 +11,14 @@ use tokio_util::sync::CancellationToken;
 use self::publisher::Publisher;
 
 pub mod bootstrap;
+pub mod dead_letters;
 #[cfg(test)]
 mod face_tests;
 pub mod feed;
 pub mod grpc;
 pub mod http;
 pub mod keys;
+pub mod lag;
 pub mod messages;
 pub mod publisher;
 pub mod service;

@@ -12,6 +12,7 @@ use herald_core::{
 use serde_json::Value;
 
 use crate::{
+    dead_letters::DeadLetters,
     publisher::Publisher,
     templates::{self, Preview, PreviewRequest},
     views::{PreviewBody, PreviewUser},
@@ -24,6 +25,8 @@ pub struct Deps {
     pub publisher: Arc<Publisher>,
     /// Whom previews are for.
     pub directory: Arc<dyn Directory>,
+    /// Dead letters, and the log that they are on.
+    pub dead_letters: Arc<DeadLetters>,
     /// Who calls.
     pub authenticator: Authenticator,
 }

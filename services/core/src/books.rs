@@ -22,6 +22,12 @@ impl Tally {
         self.count += 1;
         self.hash_sum = self.hash_sum.wrapping_add(book_hash);
     }
+
+    /// Counts some no more.
+    fn take_back(&mut self, other: Self) {
+        self.count = self.count.saturating_sub(other.count);
+        self.hash_sum = self.hash_sum.wrapping_sub(other.hash_sum);
+    }
 }
 
 impl AddAssign for Tally {
@@ -83,13 +89,22 @@ impl Totals {
         Self { tenant, channels: BTreeMap::new(), recipients: 0, complete: false, applied: 0, updated_ms: 0 }
     }
 
-    /// Books what a commit created.
+    /// Books what a commit created, or takes back what one before it did.
     pub fn book_manifest(&mut self, manifest: &record::Manifest) {
-        self.recipients += u64::from(manifest.recipients);
-        self.complete |= manifest.last;
-        if manifest.count > 0 {
-            let created = &mut self.channels.entry(manifest.channel).or_default().created;
-            *created += Tally { count: manifest.count.into(), hash_sum: manifest.hash_sum };
+        let tally = Tally { count: manifest.count.into(), hash_sum: manifest.hash_sum };
+        let created = |totals: &mut Self, book: fn(&mut Tally, Tally)| {
+            if manifest.count > 0 {
+                book(&mut totals.channels.entry(manifest.channel).or_default().created, tally);
+            }
+        };
+        if manifest.negative {
+            self.recipients = self.recipients.saturating_sub(manifest.recipients.into());
+            self.complete &= !manifest.last;
+            created(self, Tally::take_back);
+        } else {
+            self.recipients += u64::from(manifest.recipients);
+            self.complete |= manifest.last;
+            created(self, Tally::add_assign);
         }
     }
 
@@ -101,11 +116,11 @@ impl Totals {
         let book = |counter: &mut u64| {
             *counter = if receipts.negative { counter.saturating_sub(count) } else { *counter + count };
         };
+        let tally = Tally { count, hash_sum: hash };
         if receipts.negative {
-            totals.ended.count = totals.ended.count.saturating_sub(count);
-            totals.ended.hash_sum = totals.ended.hash_sum.wrapping_sub(hash);
+            totals.ended.take_back(tally);
         } else {
-            totals.ended += Tally { count, hash_sum: hash };
+            totals.ended += tally;
         }
         match receipts.state() {
             State::Delivered => book(&mut totals.delivered),
@@ -181,6 +196,23 @@ mod tests {
         assert_eq!((totals.channels[&2].dead, totals.channels[&2].in_flight()), (0, 1));
         totals.book_receipts(&receipts(&["a"], State::Delivered, false));
         assert!(totals.settled());
+    }
+
+    #[test]
+    fn a_redriven_request_opens_its_chain_again() {
+        let mut totals = Totals::new(TenantId::trusted("t"));
+        totals.book_manifest(&manifest(&["a"], true));
+        totals.book_receipts(&receipts(&["a"], State::Dead, false));
+        totals.book_manifest(&record::Manifest { negative: true, ..manifest(&["a"], true) });
+        totals.book_receipts(&receipts(&["a"], State::Dead, true));
+        assert_eq!(
+            (totals.channels[&2].created, totals.channels[&2].dead, totals.complete),
+            (Tally::default(), 0, false)
+        );
+        totals.book_manifest(&manifest(&["b", "c"], true));
+        totals.book_receipts(&receipts(&["b", "c"], State::Delivered, false));
+        assert!(totals.settled());
+        assert_eq!(totals.recipients, 2);
     }
 
     #[test]

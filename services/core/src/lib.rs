@@ -8,6 +8,7 @@ pub mod books;
 pub mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod dead_letters;
 pub mod done_map;
 pub mod fair;
 pub mod ids;

@@ -31,6 +31,13 @@ struct OpenBatch {
     instances: u32,
 }
 
+#[derive(Default)]
+struct OpenInbox {
+    batch: InboxBatch,
+    summaries: Vec<SectionSummary>,
+    bytes: usize,
+}
+
 /// The outputs of one commit.
 pub struct Outputs {
     layout: Layout,
@@ -39,7 +46,7 @@ pub struct Outputs {
     records: Vec<NewRecord>,
     deliveries: BTreeMap<(TopicPartition, Option<u64>), OpenBatch>,
     ledger: BTreeMap<u32, (LedgerBatch, usize)>,
-    inbox: BTreeMap<u32, (InboxBatch, usize)>,
+    inbox: BTreeMap<u32, OpenInbox>,
 }
 
 impl Outputs {
@@ -129,21 +136,22 @@ impl Outputs {
         self.record(at, envelope, batch.encode_to_vec().into());
     }
 
-    /// Adds rendered in-app items of a shard.
-    pub fn inbox(&mut self, shard: u32, section: InboxSection) {
-        let (batch, bytes) = self.inbox.entry(shard).or_default();
-        *bytes += section.encoded_len();
-        batch.sections.push(section);
-        if *bytes >= MAX_RECORD_BYTES {
-            let (full, _) = std::mem::take(self.inbox.entry(shard).or_default());
+    /// Adds rendered in-app items of a shard, and what is booked for them should they not be readable.
+    pub fn inbox(&mut self, shard: u32, section: InboxSection, summary: SectionSummary) {
+        let open = self.inbox.entry(shard).or_default();
+        open.bytes += section.encoded_len();
+        open.batch.sections.push(section);
+        open.summaries.push(summary);
+        if open.bytes >= MAX_RECORD_BYTES {
+            let full = std::mem::take(open);
             self.close_inbox(shard, full);
         }
     }
 
-    fn close_inbox(&mut self, shard: u32, batch: InboxBatch) {
+    fn close_inbox(&mut self, shard: u32, open: OpenInbox) {
         let at = TopicPartition { topic: Topic::Inbox, partition: shard };
-        let envelope = self.envelope(Schema::InboxBatch, "");
-        self.record(at, envelope, batch.encode_to_vec().into());
+        let envelope = Envelope { sections: open.summaries, ..self.envelope(Schema::InboxBatch, "") };
+        self.record(at, envelope, open.batch.encode_to_vec().into());
     }
 
     /// Adds claims won and released in a shard.
@@ -183,8 +191,10 @@ impl Outputs {
                 self.close_ledger(partition, full);
             }
         }
-        for (shard, (batch, _)) in other.inbox {
-            batch.sections.into_iter().for_each(|section| self.inbox(shard, section));
+        for (shard, open) in other.inbox {
+            for (section, summary) in open.batch.sections.into_iter().zip(open.summaries) {
+                self.inbox(shard, section, summary);
+            }
         }
     }
 
@@ -205,9 +215,9 @@ impl Outputs {
                 self.close_ledger(partition, batch);
             }
         }
-        for (shard, (batch, bytes)) in std::mem::take(&mut self.inbox) {
-            if bytes > 0 {
-                self.close_inbox(shard, batch);
+        for (shard, open) in std::mem::take(&mut self.inbox) {
+            if open.bytes > 0 {
+                self.close_inbox(shard, open);
             }
         }
         self.records
@@ -241,7 +251,8 @@ mod tests {
         for shard in 0..2 {
             let mut one = Outputs::new(LAYOUT, "eu", 5);
             one.receipts(Receipts { notification_id: vec![7; 16].into(), ..Default::default() });
-            one.inbox(shard, InboxSection { count: 1, tenant: "a".into(), ..Default::default() });
+            let items = InboxSection { count: 1, tenant: "a".into(), ..Default::default() };
+            one.inbox(shard, items, SectionSummary { count: 1, ..Default::default() });
             let home = TopicPartition { topic: Topic::Deliveries(Lane::Bulk), partition: shard };
             one.section(home, Some(9), Section { count: 1, ..Default::default() }, SectionSummary::default());
             all.absorb(one);
@@ -249,6 +260,11 @@ mod tests {
         let records = all.finish();
         let of = |topic| records.iter().filter(|record| record.at.topic == topic).count();
         assert_eq!((of(Topic::Receipts), of(Topic::Inbox), of(Topic::Delayed(0))), (1, 2, 2));
+        let inboxes = records.iter().filter(|record| record.at.topic == Topic::Inbox);
+        assert!(
+            inboxes.into_iter().all(|record| record.envelope.sections[0].count == 1),
+            "what to book is told outside"
+        );
         let ledger = records.iter().find(|record| record.at.topic == Topic::Receipts).unwrap();
         assert_eq!(LedgerBatch::decode(ledger.body.clone()).unwrap().receipts.len(), 2);
     }

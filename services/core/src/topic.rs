@@ -44,6 +44,8 @@ pub enum Topic {
     Control,
     /// Dead letters.
     Dead,
+    /// Orders to bring dead letters back, and what became of them.
+    Redrives,
 }
 
 /// When a record of a topic may go.
@@ -83,12 +85,14 @@ pub enum Group {
     LedgerRequests,
     /// Adds up manifests and receipts.
     LedgerReceipts,
+    /// Brings dead letters back.
+    Redriver,
 }
 
 impl Group {
     /// Every group.
-    pub const ALL: [Self; 5] =
-        [Self::Orchestrator, Self::Worker, Self::Router, Self::LedgerRequests, Self::LedgerReceipts];
+    pub const ALL: [Self; 6] =
+        [Self::Orchestrator, Self::Worker, Self::Router, Self::LedgerRequests, Self::LedgerReceipts, Self::Redriver];
 
     /// The group's name on the log.
     pub fn name(self) -> &'static str {
@@ -98,6 +102,7 @@ impl Group {
             Self::Router => "herald.router",
             Self::LedgerRequests => "herald.ledger.requests",
             Self::LedgerReceipts => "herald.ledger.receipts",
+            Self::Redriver => "herald.redriver",
         }
     }
 
@@ -109,6 +114,7 @@ impl Group {
             Self::Router => 3,
             Self::LedgerRequests => 4,
             Self::LedgerReceipts => 5,
+            Self::Redriver => 6,
         }
     }
 
@@ -131,7 +137,8 @@ impl Topic {
             .flat_map(|lane| {
                 [Self::Requests(lane), Self::RequestsOverflow(lane), Self::Deliveries(lane), Self::Overflow(lane)]
             })
-            .chain([Self::UserChanges, Self::Inbox, Self::Claims, Self::Receipts, Self::Control, Self::Dead])
+            .chain([Self::UserChanges, Self::Inbox, Self::Claims, Self::Receipts])
+            .chain([Self::Control, Self::Dead, Self::Redrives])
             .chain((0..DELAY_TIERS).map(Self::Delayed))
     }
 
@@ -149,6 +156,7 @@ impl Topic {
             Self::Receipts => 12,
             Self::Control => 13,
             Self::Dead => 14,
+            Self::Redrives => 15,
             Self::Delayed(tier) => 32 + tier,
         }
     }
@@ -166,6 +174,7 @@ impl Topic {
             Self::Deliveries(_) | Self::Overflow(_) | Self::UserChanges | Self::Inbox => &[Group::Worker],
             Self::Receipts => &[Group::LedgerReceipts],
             Self::Delayed(_) => &[Group::Router],
+            Self::Redrives => &[Group::Redriver],
             Self::Claims | Self::Control | Self::Dead => &[],
         }
     }
@@ -176,7 +185,8 @@ impl Topic {
             Self::Control => Retention::Compacted,
             // The longest dedupe window, 30 days, and a day of grace.
             Self::Claims => Retention::For(31 * 86_400_000),
-            Self::Dead => Retention::For(30 * 86_400_000),
+            // What was brought back is known as long as the letter is there.
+            Self::Dead | Self::Redrives => Retention::For(30 * 86_400_000),
             _ => Retention::Consumed,
         }
     }
@@ -187,7 +197,7 @@ impl Topic {
             Self::Requests(_) | Self::RequestsOverflow(_) => Spread::Requests,
             Self::Deliveries(_) | Self::Overflow(_) | Self::UserChanges | Self::Inbox | Self::Claims => Spread::Shards,
             Self::Receipts => Spread::Receipts,
-            Self::Control | Self::Dead | Self::Delayed(_) => Spread::Single,
+            Self::Control | Self::Dead | Self::Redrives | Self::Delayed(_) => Spread::Single,
         }
     }
 }
@@ -206,6 +216,7 @@ impl fmt::Display for Topic {
             Self::Receipts => f.write_str("receipts"),
             Self::Control => f.write_str("control"),
             Self::Dead => f.write_str("dead"),
+            Self::Redrives => f.write_str("redrives"),
             Self::Delayed(tier) => write!(f, "delayed.{tier}"),
         }
     }
@@ -274,7 +285,7 @@ mod tests {
     fn codes_and_names_are_distinct_and_come_back() {
         let codes: BTreeSet<u8> = Topic::all().map(Topic::code).collect();
         let names: BTreeSet<String> = Topic::all().map(|t| t.to_string()).collect();
-        assert_eq!((codes.len(), names.len()), (24, 24));
+        assert_eq!((codes.len(), names.len()), (25, 25));
         assert!(Topic::all().all(|t| Topic::of_code(t.code()) == Some(t)));
         assert!(Group::ALL.iter().all(|g| Group::of_code(g.code()) == Some(*g)));
     }

@@ -85,7 +85,9 @@ impl PartitionBooks {
             if let Some(totals) = self.open(&manifest.notification_id, &manifest.tenant, offset, now_ms) {
                 totals.book_manifest(manifest);
                 stats.manifests.fetch_add(1, Relaxed);
-                stats.created.fetch_add(manifest.count.into(), Relaxed);
+                // What is taken back was counted; counters only grow.
+                let count = if manifest.negative { 0 } else { manifest.count };
+                stats.created.fetch_add(count.into(), Relaxed);
             }
         }
         for receipts in &batch.receipts {

@@ -12,13 +12,13 @@ use std::{
 };
 
 use herald_core::{
+    dead_letters,
     ids::NotificationId,
     outputs::Outputs,
     ports::log::{Commit, Committed, Identity, LogError, Mark, NewRecord, Polled, Position, Record, Subscription},
-    record::{DeadLetter, LedgerBatch, Place, Schema},
+    record::{DeadLetter, LedgerBatch, Schema},
     topic::{Group, TopicPartition},
 };
-use prost::Message;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -285,21 +285,9 @@ fn report(stuck: &Stuck) {
 }
 
 fn dead_letter(record: &Record, cause: String, log: &Identity, now_ms: u64) -> Vec<NewRecord> {
-    let place = Place {
-        topic: record.at.topic.code().into(),
-        partition: record.at.partition,
-        offset: record.offset,
-        log_epoch: log.epoch,
-    };
-    let letter = DeadLetter {
-        stage: "ledger".into(),
-        cause,
-        attempts: 1,
-        dead_ms: now_ms,
-        place: Some(place),
-        envelope: record.envelope.encode_to_vec().into(),
-        body: record.body.clone(),
-    };
+    let place = dead_letters::place_of(record, log);
+    let letter = dead_letters::letter(record, place, "ledger", "undecodable", now_ms);
+    let letter = DeadLetter { attempts: 1, detail: cause, ..letter };
     let mut outputs = Outputs::new(log.layout, &log.region, now_ms);
     outputs.dead(&record.envelope.tenant, letter);
     outputs.finish()

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context;
 use herald_api::{auth::Authenticator, routes::Routes};
 use herald_channels::email::mailbox::{MailStore, Mailbox, StoreLimits};
-use herald_control_plane::bootstrap;
+use herald_control_plane::{bootstrap, dead_letters::DeadLetters};
 use herald_core::clock::World;
 use herald_embedded::{data_dir::Settings, log::LogOptions};
 use herald_gateway::admit::ChannelSet;
@@ -218,6 +218,7 @@ fn control_plane_routes(roles: &Roles, backends: &Backends, world: &World) -> Ro
     let deps = herald_control_plane::service::Deps {
         publisher: roles.publisher.clone(),
         directory: backends.directory.clone(),
+        dead_letters: Arc::new(DeadLetters::new(backends.log.clone(), world.clone())),
         authenticator: Authenticator::new(roles.policy.clone(), world.clock.clone()),
     };
     let (templates, admin) = herald_control_plane::grpc::services(deps.clone());

@@ -122,6 +122,10 @@ impl Roles {
         roles.stage("router", 1, move |member, shutdown| {
             herald_worker::run_router(log.clone(), world_of_router.clone(), member, shutdown)
         });
+        let (log, world_of_redriver) = (backends.log.clone(), world.clone());
+        roles.stage("redriver", 1, move |member, shutdown| {
+            herald_worker::run_redriver(log.clone(), world_of_redriver.clone(), member, shutdown)
+        });
         roles.start_orchestrator(config, backends, world);
         Ok(roles)
     }

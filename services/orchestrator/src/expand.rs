@@ -166,34 +166,6 @@ pub fn continuation(request: &Request, last_taken: &str, rest: Option<record::Au
     }
 }
 
-/// Books of a request that cannot be processed: one dead instance that closes its chain.
-pub fn dead_request_books(tenant: &str, id: &NotificationId, now_ms: u64, cause: &str) -> record::LedgerBatch {
-    let hash_sum = InstanceId::of(id, "", Channel::Unspecified).book_hash();
-    let notification_id = Bytes::copy_from_slice(&id.0);
-    record::LedgerBatch {
-        manifests: vec![Manifest {
-            notification_id: notification_id.clone(),
-            tenant: tenant.to_owned(),
-            count: 1,
-            hash_sum,
-            last: true,
-            ..Default::default()
-        }],
-        receipts: vec![record::Receipts {
-            notification_id,
-            tenant: tenant.to_owned(),
-            state: record::State::Dead as i32,
-            reason: cause.to_owned(),
-            count: 1,
-            hash_sum,
-            users: herald_core::packed::pack([""]),
-            ended_ms: now_ms,
-            accepted_ms: now_ms,
-            ..Default::default()
-        }],
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

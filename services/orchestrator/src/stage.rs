@@ -8,6 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use herald_core::{
+    dead_letters,
     fair::DeficitRoundRobin,
     ids::{NotificationId, TenantId},
     outputs::Outputs,
@@ -27,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config, Deps,
-    expand::{MAX_PAGE_USERS_PER_SHARD, Page, Recipients, continuation, dead_request_books, expand},
+    expand::{MAX_PAGE_USERS_PER_SHARD, Page, Recipients, continuation, expand},
 };
 
 /// What a tenant may expand before the next one's turn, in instances.
@@ -87,7 +88,7 @@ enum Expanded {
     Page { transactional: bool, page: Box<Page>, next: Option<Box<Request>> },
     Later { due_ms: u64 },
     SecondAdmission,
-    Dead { cause: String },
+    Dead { cause: &'static str, detail: String },
 }
 
 impl Stage {
@@ -311,17 +312,12 @@ impl Stage {
     }
 
     fn first_place(&self, record: &Record) -> Place {
-        record.envelope.first_place.unwrap_or(Place {
-            topic: record.at.topic.code().into(),
-            partition: record.at.partition,
-            offset: record.offset,
-            log_epoch: self.deps.log.identity().epoch,
-        })
+        record.envelope.first_place.unwrap_or_else(|| dead_letters::place_of(record, self.deps.log.identity()))
     }
 
     async fn expand_one(&self, said: Result<Said, &'static str>, first: bool, now_ms: u64) -> Expanded {
         let Said { request, notification, .. } = match said {
-            Err(cause) => return Expanded::Dead { cause: cause.into() },
+            Err(cause) => return dead(cause),
             Ok(_) if !first => return Expanded::SecondAdmission,
             Ok(said) => said,
         };
@@ -335,7 +331,7 @@ impl Stage {
                 tracing::warn!(%error, "the directory is away; the page waits");
                 Expanded::Later { due_ms: now_ms + STORE_DELAY_MS }
             }
-            Err(StoreError::Damaged(error)) => Expanded::Dead { cause: format!("damaged: {error}") },
+            Err(StoreError::Damaged(error)) => Expanded::Dead { cause: "damaged", detail: error },
         }
     }
 
@@ -371,7 +367,7 @@ impl Stage {
             (page, next)
         } else if let Some(Kind::Users(list)) = kind {
             let Ok(users) = packed::unpack(&list.packed).collect::<Result<Vec<&str>, _>>() else {
-                return Ok(Expanded::Dead { cause: "undecodable".into() });
+                return Ok(dead("undecodable"));
             };
             let recipients = Recipients::Users(users.clone());
             let page = expand(&request, &notification, &recipients, &actor, false, shards);
@@ -383,7 +379,7 @@ impl Stage {
             });
             (page, next)
         } else {
-            return Ok(Expanded::Dead { cause: "unknown_audience".into() });
+            return Ok(dead("unknown_audience"));
         };
         let transactional = notification.transactional;
         Ok(Expanded::Page { transactional, page: Box::new(page), next: next.map(Box::new) })
@@ -434,16 +430,18 @@ impl Stage {
                 self.count(&self.deps.stats.second_admissions, 1);
                 tracing::info!(at = %record.at, offset = record.offset, "a second admission was dropped");
             }
-            Expanded::Dead { cause } => {
+            Expanded::Dead { cause, detail } => {
                 self.count(&self.deps.stats.dead, 1);
-                tracing::error!(at = %record.at, offset = record.offset, %cause, "a request is dead");
+                tracing::error!(at = %record.at, offset = record.offset, cause, detail, "a request is dead");
                 let summary = record.envelope.sections.first();
                 if let Some(id) = summary.and_then(|s| NotificationId::from_slice(&s.notification_id)) {
-                    let books = dead_request_books(&record.envelope.tenant, &id, now_ms, &cause);
+                    let books = dead_letters::dead_request_books(&record.envelope.tenant, &id, now_ms, cause, false);
                     books.manifests.into_iter().for_each(|manifest| outputs.manifest(manifest));
                     books.receipts.into_iter().for_each(|receipts| outputs.receipts(receipts));
                 }
-                outputs.dead(&record.envelope.tenant, dead_letter(record, &cause, now_ms, self.first_place(record)));
+                let place = self.first_place(record);
+                let letter = dead_letters::letter(record, place, "orchestrator", cause, now_ms);
+                outputs.dead(&record.envelope.tenant, DeadLetter { detail, ..letter });
             }
         }
     }
@@ -472,6 +470,10 @@ impl Stage {
             Err(error) => Err(anyhow::Error::from(error).context("a commit's outcome is unknown")),
         }
     }
+}
+
+fn dead(cause: &'static str) -> Expanded {
+    Expanded::Dead { cause, detail: String::new() }
 }
 
 fn lane_of(at: TopicPartition) -> Lane {
@@ -503,18 +505,6 @@ fn after_stored_page(request: &Request, found: &herald_core::ports::directory::A
         Some(last) => continuation(request, last, None, taken),
         // The page was empty, but the audience goes on behind the store's cursor.
         None => Request { cursor: found.next.clone(), ..request.clone() },
-    }
-}
-
-fn dead_letter(record: &Record, cause: &str, now_ms: u64, place: Place) -> DeadLetter {
-    DeadLetter {
-        stage: "orchestrator".into(),
-        cause: cause.to_owned(),
-        attempts: 0,
-        dead_ms: now_ms,
-        place: Some(place),
-        envelope: record.envelope.encode_to_vec().into(),
-        body: record.body.clone(),
     }
 }
 

@@ -1,9 +1,11 @@
 //! Rendered in-app items of one section on their way to `inbox`. Texts that do not vary by user are put out once.
 
 use herald_core::{
+    books::Tally,
+    ids::InstanceId,
     outputs::Outputs,
-    packed::PackedWriter,
-    record::{Channel, InboxSection},
+    packed::{self, PackedWriter},
+    record::{Channel, InboxSection, SectionSummary},
 };
 use herald_templates::{Message, Rendered};
 
@@ -61,20 +63,29 @@ impl<'a> InAppItems<'a> {
     pub(crate) fn put_out(self, shard: u32, outputs: &mut Outputs) {
         debug_assert!(self.groups.is_empty() || self.head.channel == Channel::InApp);
         for group in self.groups {
-            outputs.inbox(
-                shard,
-                InboxSection {
-                    notification_id: self.head.notification.id.clone(),
-                    tenant: self.head.notification.tenant.clone(),
-                    count: group.users.count(),
-                    users: group.users.finish(),
-                    titles: group.titles,
-                    bodies: group.bodies,
-                    data: self.head.notification.data.clone(),
-                    accepted_ms: self.head.notification.accepted_ms,
-                    attempts: self.head.section.attempts,
-                },
-            );
+            let section = InboxSection {
+                notification_id: self.head.notification.id.clone(),
+                tenant: self.head.notification.tenant.clone(),
+                count: group.users.count(),
+                users: group.users.finish(),
+                titles: group.titles,
+                bodies: group.bodies,
+                data: self.head.notification.data.clone(),
+                accepted_ms: self.head.notification.accepted_ms,
+                attempts: self.head.section.attempts,
+            };
+            let mut tally = Tally::default();
+            for user in packed::unpack(&section.users).map_while(Result::ok) {
+                tally.add(InstanceId::of(&self.head.id, user, Channel::InApp).book_hash());
+            }
+            let summary = SectionSummary {
+                tenant: section.tenant.clone(),
+                notification_id: section.notification_id.clone(),
+                channel: Channel::InApp as i32,
+                count: section.count,
+                hash_sum: tally.hash_sum,
+            };
+            outputs.inbox(shard, section, summary);
         }
     }
 }

@@ -1,9 +1,11 @@
-//! The worker: profiles, pace, claim, render, deliver, retry; and the router, which brings waiting records back.
+//! The worker: profiles, pace, claim, render, deliver, retry; the router, which brings waiting records back; and the
+//! redriver, which brings dead ones back.
 //!
 //! Who owns a shard knows its users. A worker decides at the moment of sending, with profiles and preferences that it
 //! keeps in memory and with `user-changes` read to its end. What it decided and what providers answered is committed
 //! every few milliseconds, together with a map of what is finished, so one slow answer holds up nothing.
 
+mod burying;
 mod claiming;
 mod decide;
 mod delivery;
@@ -17,7 +19,9 @@ mod people;
 mod prepare;
 mod receipts;
 mod recent;
+mod redriver;
 mod retry;
+mod revive;
 mod router;
 mod section;
 mod sending;
@@ -43,6 +47,7 @@ use herald_core::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use redriver::run as run_redriver;
 pub use router::run as run_router;
 pub use stats::Stats;
 

@@ -18,7 +18,7 @@ use prost::Message;
 
 use crate::{
     Deps,
-    moving::dead_letter,
+    burying::bury_record,
     receipts::{End, Endings},
 };
 
@@ -77,8 +77,7 @@ impl Feed {
                         // We wrote it and its checksum was right, so this is a fault of ours that must not stay silent.
                         deps.stats.add(|s| &s.undecodable, 1);
                         tracing::error!(at = %record.at, offset = record.offset, %error, "in-app items cannot be read");
-                        let letter = dead_letter(record, "undecodable", deps.world.now_ms(), deps);
-                        undecodable.push((record.envelope.tenant.clone(), letter));
+                        undecodable.push(record.clone());
                     }
                 }
             }
@@ -94,7 +93,9 @@ impl Feed {
                 break;
             }
             let now_ms = deps.world.now_ms();
-            undecodable.into_iter().for_each(|(tenant, letter)| outputs.dead(&tenant, letter));
+            for record in &undecodable {
+                bury_record(record, "undecodable", deps, outputs);
+            }
             for section in written.iter().flat_map(|(_, sections)| sections) {
                 book(section, now_ms, endings);
             }

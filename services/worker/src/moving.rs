@@ -1,15 +1,13 @@
-//! Sections that move: to a delay tier, to overflow, or to the dead letters.
+//! Sections that move: to a delay tier, or to overflow.
 
 use herald_core::{
     ids::InstanceId,
-    ports::log::Record,
-    record::{self, DeadLetter, Place, Section, SectionSummary, State},
+    record::{Section, SectionSummary, State},
     topic::{Topic, TopicPartition},
 };
-use prost::Message as _;
 
 use crate::{
-    Deps,
+    burying::bury_users,
     receipts::End,
     section::Head,
     shard::{Queued, Shard},
@@ -49,44 +47,13 @@ impl Shard {
         }
     }
 
-    /// A record that cannot be read is booked dead from its envelope, and kept.
-    pub(crate) fn bury_undecodable(&mut self, record: &Record, undone: Vec<u32>, deps: &Deps) {
-        deps.stats.add(|s| &s.undecodable, 1);
-        tracing::error!(at = %record.at, offset = record.offset, "deliveries cannot be read; they are dead letters");
-        let now_ms = deps.world.now_ms();
-        for summary in &record.envelope.sections {
-            self.outputs.receipts(record::Receipts {
-                notification_id: summary.notification_id.clone(),
-                tenant: summary.tenant.clone(),
-                channel: summary.channel,
-                state: State::Dead as i32,
-                reason: "undecodable".into(),
-                count: summary.count,
-                hash_sum: summary.hash_sum,
-                ended_ms: now_ms,
-                accepted_ms: now_ms,
-                ..Default::default()
-            });
-            deps.stats.add(|s| &s.ended, summary.count.into());
-        }
-        self.outputs.dead(&record.envelope.tenant, dead_letter(record, "undecodable", now_ms, deps));
-        self.finish(record.at.topic, record.offset, undone);
-    }
-
-    /// A section that kills its stage becomes a dead letter; the rest of the record goes on.
-    pub(crate) fn bury_poison(&mut self, record: &Record, queued: &Queued, deps: &Deps) {
-        let chunk = &queued.chunk;
-        let head = &chunk.head;
-        tracing::error!(at = %record.at, offset = record.offset, notification = %head.id, "a section kills its worker");
-        let now_ms = deps.world.now_ms();
-        self.outputs.dead(head.tenant.as_str(), dead_letter(record, "poison", now_ms, deps));
-        let end = End::by_rule(State::Dead, "poison", head.section.attempts);
-        self.end_all(queued, &end, now_ms);
-    }
-
-    /// Ends all of a section the same way.
+    /// Ends all of a section the same way; what ends as dead is kept.
     pub(crate) fn end_all(&mut self, queued: &Queued, end: &End, now_ms: u64) {
         let chunk = &queued.chunk;
+        if end.state == State::Dead {
+            let place = self.place(queued.topic, queued.offset);
+            bury_users(&chunk.head, &chunk.users, end, place, now_ms, &mut self.outputs);
+        }
         for user in chunk.users() {
             self.release(&chunk.head, user);
             self.endings.of(&chunk.head, now_ms).add(user, end);
@@ -137,21 +104,4 @@ pub(crate) fn part_of(head: &Head, users: &[u32], attempts: u32) -> (Section, Se
     let section = Section { count: column.count(), users: column.finish(), inline, attempts, ..head.section.clone() };
     let summary = summary(section.count, tally.hash_sum);
     (section, summary)
-}
-
-pub(crate) fn dead_letter(record: &Record, cause: &str, now_ms: u64, deps: &Deps) -> DeadLetter {
-    DeadLetter {
-        stage: "worker".into(),
-        cause: cause.to_owned(),
-        attempts: 0,
-        dead_ms: now_ms,
-        place: Some(Place {
-            topic: record.at.topic.code().into(),
-            partition: record.at.partition,
-            offset: record.offset,
-            log_epoch: deps.log.identity().epoch,
-        }),
-        envelope: record.envelope.encode_to_vec().into(),
-        body: record.body.clone(),
-    }
 }

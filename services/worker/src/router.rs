@@ -9,10 +9,18 @@ use std::{
 
 use herald_core::{
     clock::World,
-    ports::log::{Commit, Committed, Log, LogError, Member, NewRecord, Position, Record, Subscription},
+    dead_letters::{dead_request_books, dead_section_books, letter, place_of},
+    outputs::Outputs,
+    ports::log::{Commit, Committed, Identity, Log, LogError, Member, NewRecord, Position, Record, Subscription},
+    record::Schema,
     topic::{Group, Topic, TopicPartition, tier_delay_ms, tier_for},
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::burying::request_id;
+
+/// Why a record that does not say where it came from is dead.
+const HOMELESS: &str = "no_home";
 
 /// Records held in memory from one tier.
 const HELD_RECORDS: usize = 1_000;
@@ -21,6 +29,7 @@ const HELD_RECORDS: usize = 1_000;
 const MAX_WAIT: Duration = Duration::from_millis(250);
 
 struct Router {
+    log: Arc<dyn Log>,
     world: World,
     subscription: Box<dyn Subscription>,
     tiers: BTreeMap<TopicPartition, VecDeque<Record>>,
@@ -29,7 +38,7 @@ struct Router {
 /// Runs one member of the role until `shutdown`.
 pub async fn run(log: Arc<dyn Log>, world: World, member: Member, shutdown: CancellationToken) -> anyhow::Result<()> {
     let subscription = log.subscribe(Group::Router, member).await?;
-    let mut router = Router { world, subscription, tiers: BTreeMap::new() };
+    let mut router = Router { log, world, subscription, tiers: BTreeMap::new() };
     while !shutdown.is_cancelled() {
         let wait = router.wait();
         let polled = tokio::select! {
@@ -87,7 +96,10 @@ impl Router {
             while held.front().is_some_and(|record| Self::leaves_at_ms(at, record) <= now_ms) {
                 if let Some(record) = held.pop_front() {
                     moved = Some(record.offset + 1);
-                    commit.outputs.extend(next_place(record, now_ms));
+                    match next_place(record, now_ms) {
+                        Ok(record) => commit.outputs.push(record),
+                        Err(homeless) => commit.outputs.extend(bury(&homeless, self.log.identity(), now_ms)),
+                    }
                 }
             }
             if let Some(offset) = moved {
@@ -105,33 +117,48 @@ impl Router {
     }
 }
 
-/// Where a record goes from its tier. `None` if it does not say where it came from, which is reported.
-fn next_place(record: Record, now_ms: u64) -> Option<NewRecord> {
-    let Record { at, offset, envelope, body, .. } = record;
-    let home = envelope.waiting.as_ref().and_then(|waiting| {
+/// Where a record goes from its tier; the record itself if it does not say where it came from.
+fn next_place(record: Record, now_ms: u64) -> Result<NewRecord, Box<Record>> {
+    let home = record.envelope.waiting.as_ref().and_then(|waiting| {
         let topic = Topic::of_code(u8::try_from(waiting.topic).ok()?)?;
         Some((waiting.due_ms, TopicPartition { topic, partition: waiting.partition }))
     });
-    let Some((due_ms, home)) = home else {
-        tracing::error!(%at, offset, "a waiting record has no home; it is a dead letter");
-        let at = TopicPartition { topic: Topic::Dead, partition: 0 };
-        return Some(NewRecord { at, key: Default::default(), timestamp_ms: now_ms, envelope, body });
-    };
+    let Some((due_ms, home)) = home else { return Err(Box::new(record)) };
+    let Record { envelope, body, .. } = record;
     let remaining_ms = due_ms.saturating_sub(now_ms);
     let (at, envelope) = if remaining_ms == 0 {
         (home, herald_core::record::Envelope { waiting: None, ..envelope })
     } else {
         (TopicPartition { topic: Topic::Delayed(tier_for(remaining_ms)), partition: 0 }, envelope)
     };
-    Some(NewRecord { at, key: Default::default(), timestamp_ms: now_ms, envelope, body })
+    Ok(NewRecord { at, key: Default::default(), timestamp_ms: now_ms, envelope, body })
+}
+
+/// A record without a home becomes a dead letter, and what it holds is booked dead.
+fn bury(record: &Record, log: &Identity, now_ms: u64) -> Vec<NewRecord> {
+    tracing::error!(at = %record.at, offset = record.offset, "a waiting record has no home; it is a dead letter");
+    let mut outputs = Outputs::new(log.layout, &log.region, now_ms);
+    let envelope = &record.envelope;
+    match (envelope.schema(), request_id(envelope)) {
+        (Schema::Request | Schema::Continuation, Some(id)) => {
+            let books = dead_request_books(&envelope.tenant, &id, now_ms, HOMELESS, false);
+            books.manifests.into_iter().for_each(|manifest| outputs.manifest(manifest));
+            books.receipts.into_iter().for_each(|receipts| outputs.receipts(receipts));
+        }
+        _ => dead_section_books(&envelope.sections, now_ms, HOMELESS, false)
+            .for_each(|receipts| outputs.receipts(receipts)),
+    }
+    outputs.dead(&envelope.tenant, letter(record, place_of(record, log), "router", HOMELESS, now_ms));
+    outputs.finish()
 }
 
 #[cfg(test)]
 mod tests {
     use herald_core::{
-        record::{Envelope, Waiting},
-        topic::Lane,
+        record::{Envelope, LedgerBatch, SectionSummary, State, Waiting},
+        topic::{Lane, Layout},
     };
+    use prost::Message;
 
     use super::*;
 
@@ -173,5 +200,17 @@ mod tests {
             assert!((due_ms..=due_ms + 250).contains(&now_ms), "due {due_ms}, home {now_ms}");
             assert!(hops <= 72, "{hops} hops for {due_ms}");
         }
+    }
+    #[test]
+    fn a_record_without_a_home_is_booked_dead_and_kept() {
+        let summary = SectionSummary { notification_id: vec![1; 16].into(), count: 3, ..Default::default() };
+        let envelope = Envelope { sections: vec![summary], waiting: None, ..Default::default() };
+        let homeless = next_place(Record { envelope, ..waiting(5, 0) }, 1_000).unwrap_err();
+        let layout = Layout { shards: 1, requests: 1, receipts: 1 };
+        let outputs = bury(&homeless, &Identity { region: "eu".into(), epoch: 1, layout }, 1_000);
+        let topics: Vec<Topic> = outputs.iter().map(|record| record.at.topic).collect();
+        assert_eq!(topics, [Topic::Dead, Topic::Receipts]);
+        let books = LedgerBatch::decode(outputs[1].body.clone()).unwrap();
+        assert_eq!((books.receipts[0].count, books.receipts[0].state()), (3, State::Dead));
     }
 }

@@ -19,6 +19,7 @@ use herald_templates::Rendered;
 use parking_lot::Mutex;
 
 use crate::{
+    burying::bury_users,
     decide::{Question, Verdict, may_send},
     handing_over::Outgoing,
     in_app::InAppItems,
@@ -381,6 +382,7 @@ impl SectionRenderer<'_> {
         let mut in_app = InAppItems::new(&head);
         let mut rendered = Rendered::new();
         let mut sent = 0;
+        let mut dead: Option<(End, Vec<u32>)> = None;
         let fates = std::mem::take(&mut job.fates);
         for (at, fate) in fates.into_iter().enumerate() {
             let known = &job.people[at];
@@ -412,6 +414,14 @@ impl SectionRenderer<'_> {
             }
             self.shard.endings.of(&head, self.now_ms).add(&known.id, &end);
             finished.push(index);
+            if end.state == State::Dead {
+                // A rule has one word for it, so they all ended the same way.
+                dead.get_or_insert_with(|| (end, Vec::new())).1.push(job.queued.chunk.users[at]);
+            }
+        }
+        if let Some((end, users)) = dead {
+            let place = self.shard.place(job.queued.topic, job.queued.offset);
+            bury_users(&head, &users, &end, place, self.now_ms, &mut self.shard.outputs);
         }
         in_app.put_out(self.shard.number, &mut self.shard.outputs);
         self.shard.finish(job.queued.topic, job.queued.offset, finished);

@@ -8,6 +8,7 @@ use herald_core::{
 };
 
 use crate::{
+    burying::bury_users,
     delivery::{Batch, BatchSection, Event, Item},
     moving::{deliveries_home, part_of},
     receipts::End,
@@ -97,6 +98,7 @@ impl Worker {
         let ended = shard.endings.of(head, now_ms);
         let (mut finished, mut undelivered) = (Vec::with_capacity(outcomes.len()), Vec::new());
         let mut again: BTreeMap<(u32, u64), Vec<u32>> = BTreeMap::new();
+        let mut dead: BTreeMap<(&'static str, String), (End, Vec<u32>)> = BTreeMap::new();
         for (i, outcome) in outcomes {
             let item = &mut batch.items[i];
             item.answered = true;
@@ -108,6 +110,10 @@ impl Worker {
                     }
                     let end = End { state, reason, attempts, provider: batch.provider.clone(), error_code: code };
                     ended.add_hashed(&item.user, item.book_hash, &end, provider_id);
+                    if state == State::Dead {
+                        let key = (reason, end.error_code.clone());
+                        dead.entry(key).or_insert_with(|| (end, Vec::new())).1.push(item.in_section);
+                    }
                 }
                 Next::Again { delay_ms, attempts, why } => {
                     match why {
@@ -126,6 +132,10 @@ impl Worker {
         for ((attempts, due_ms), users) in again {
             let (section, summary) = part_of(head, &users, attempts);
             shard.outputs.section(home, Some(due_ms), section, summary);
+        }
+        let place = shard.place(*topic, *offset);
+        for (end, users) in dead.into_values() {
+            bury_users(head, &users, &end, place, now_ms, &mut shard.outputs);
         }
         shard.answered.add(batch.channel, finished.len() as u64);
         shard.finish(*topic, *offset, finished);

@@ -109,6 +109,8 @@ impl Queued {
 /// One shard.
 pub(crate) struct Shard {
     pub number: u32,
+    /// The log's, for the places of its records.
+    pub log_epoch: u32,
     pub tracks: BTreeMap<Topic, Track>,
     /// Transactional and bulk.
     queues: [LaneQueues; 2],
@@ -140,9 +142,10 @@ impl Drop for Shard {
 }
 
 impl Shard {
-    pub(crate) fn new(number: u32, claims: ShardClaims, outputs: Outputs, fair: bool) -> Self {
+    pub(crate) fn new(number: u32, log_epoch: u32, claims: ShardClaims, outputs: Outputs, fair: bool) -> Self {
         Self {
             number,
+            log_epoch,
             tracks: BTreeMap::new(),
             queues: Default::default(),
             fair,

@@ -229,8 +229,9 @@ impl Worker {
     fn begin(&mut self, at: TopicPartition, position: Position) {
         if !self.shards.contains_key(&at.partition) {
             let claims = ShardClaims::new(at.partition, self.deps.claims.clone());
-            let outputs = self.empty_outputs();
-            self.shards.insert(at.partition, Shard::new(at.partition, claims, outputs, self.config.fair));
+            let (outputs, log_epoch) = (self.empty_outputs(), self.deps.log.identity().epoch);
+            let shard = Shard::new(at.partition, log_epoch, claims, outputs, self.config.fair);
+            self.shards.insert(at.partition, shard);
             // Changes that another owner has read are never told to this one.
             self.people.clear();
         }

@@ -62,7 +62,7 @@ struct Redrive {
     /// At most so many messages a second.
     #[arg(long)]
     per_second: Option<u32>,
-    /// Also letters that were redriven before.
+    /// Also letters that were redriven before: their messages are sent once more, and counted as new ones.
     #[arg(long)]
     again: bool,
     /// Does not wait until it is done.

@@ -9,6 +9,7 @@ mod http;
 mod import;
 mod kill;
 mod power_cut;
+mod redrive;
 mod refusals;
 mod support;
 mod tenants;

@@ -39,7 +39,9 @@ use crate::{
     check::{Facts, contradictions},
     faults::{Faults, Mutant},
     provider::{Manner, Provider},
-    scenario::{KILLER, Scenario, ScenarioKind, Sent, Step, break_deliveries, break_request, opt_out, send},
+    scenario::{
+        KILLER, Scenario, ScenarioKind, Sent, Step, break_deliveries, break_request, opt_out, redrive, redriven, send,
+    },
     world::{Chance, EPOCH_MS, world_at},
 };
 
@@ -55,6 +57,7 @@ struct Report {
     trace: u64,
     restarts: u64,
     notifications: usize,
+    redriven: u64,
 }
 
 struct Simulation {
@@ -67,6 +70,9 @@ struct Simulation {
     sent: Vec<Sent>,
     opt_outs: BTreeMap<(String, String), u64>,
     broken: Vec<(NotificationId, bool)>,
+    /// Orders to bring dead letters back, and letters that were.
+    redrives: u64,
+    redriven: u64,
     /// Starts of the roles so far, and when one was followed by the next in the same life.
     generation: u64,
     taken_over_ms: BTreeMap<u64, u64>,
@@ -93,6 +99,8 @@ impl Simulation {
             sent: Vec::new(),
             opt_outs: BTreeMap::new(),
             broken: Vec::new(),
+            redrives: 0,
+            redriven: 0,
             generation: 0,
             taken_over_ms: BTreeMap::new(),
             next: 0,
@@ -118,7 +126,7 @@ fn simulate(seed: u64, mutant: Mutant) -> Report {
     contradictions.extend(simulation.live(true));
     let trace = simulation.trace.lock().unwrap().digest();
     let (restarts, notifications) = (simulation.restarts, simulation.sent.len());
-    Report { contradictions, trace, restarts, notifications }
+    Report { contradictions, trace, restarts, notifications, redriven: simulation.redriven }
 }
 
 impl Simulation {
@@ -214,7 +222,7 @@ impl Simulation {
         };
         let (scenario, chance) = (&self.scenario, self.chance.clone());
         let (sent, next) = (&mut self.sent, &mut self.next);
-        let (opt_outs, broken) = (&mut self.opt_outs, &mut self.broken);
+        let (opt_outs, broken, redrives) = (&mut self.opt_outs, &mut self.broken, &mut self.redrives);
         let traffic = async {
             while let Some(step) = scenario.steps.get(*next) {
                 tokio::time::sleep(Duration::from_millis(chance.below(40))).await;
@@ -246,6 +254,11 @@ impl Simulation {
                             *promised = break_request(tenant, *id, &plain, now_ms).await.is_ok();
                         }
                     }
+                    Step::Redrive => {
+                        // Whether it is answered or not, the books must hold.
+                        *redrives += 1;
+                        let _answer = redrive(&plain, &world).await;
+                    }
                     Step::BrokenDeliveries { tenant, user } => {
                         broken.push((world.notification_id(), false));
                         if let Some((id, promised)) = broken.last_mut() {
@@ -276,9 +289,12 @@ impl Simulation {
             in_doubt_instances: IN_DOUBT,
             opt_outs: &self.opt_outs,
             broken: &self.broken,
+            redrives: self.redrives,
             taken_over_ms: &self.taken_over_ms,
         };
-        contradictions(&facts, &plain).await
+        let found = contradictions(&facts, &plain).await;
+        self.redriven = redriven(&plain).await?;
+        found
     }
 }
 
@@ -320,18 +336,20 @@ fn every_seed_keeps_the_promises() {
         return;
     }
     let seeds = env("HERALD_SIM_SEEDS").unwrap_or(200);
-    let (mut notifications, mut restarts) = (0, 0);
+    let (mut notifications, mut restarts, mut redriven) = (0, 0, 0);
     for seed in 0..seeds {
         let report = simulate(seed, Mutant::None);
         notifications += report.notifications;
         restarts += report.restarts;
+        redriven += report.redriven;
         assert!(
             report.contradictions.is_empty(),
             "seed {seed} (HERALD_SIM_SEED={seed} repeats it): {:#?}",
             report.contradictions
         );
     }
-    println!("{seeds} seeds, {notifications} notifications, {restarts} restarts");
+    println!("{seeds} seeds, {notifications} notifications, {restarts} restarts, {redriven} letters brought back");
+    assert!(redriven > 0 || seeds < 20, "nothing was brought back");
 }
 
 /// A section that kills its worker whenever it is tried is found out and ends as dead, and everything behind it goes on.

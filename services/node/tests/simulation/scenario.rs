@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use herald_control_plane::dead_letters::DeadLetters;
 use herald_core::{
+    clock::World,
+    dead_letters::redrives,
     ids::{InstanceId, NotificationId, TenantId, ordering_partition, shard_of, user_hash},
     outputs::FEATURE_LEVEL,
     packed,
@@ -21,6 +24,7 @@ use herald_core::{
     topic::{Lane, Topic, TopicPartition},
 };
 use herald_node::{backends::Backends, roles::Roles};
+use herald_proto::v1;
 use prost::Message;
 
 use crate::world::Chance;
@@ -65,6 +69,8 @@ pub enum Step {
         tenant: TenantId,
         user: String,
     },
+    /// Whatever is dead is brought back.
+    Redrive,
 }
 
 /// A notification that was handed over.
@@ -135,6 +141,7 @@ impl Scenario {
             0..=2 if self.kind != ScenarioKind::Orderly => Step::OptOut { tenant, user },
             3 => Step::BrokenRequest { tenant },
             4 => Step::BrokenDeliveries { tenant, user },
+            5 => Step::Redrive,
             _ => Step::Notify(self.plan(tenant, number, chance)),
         }
     }
@@ -184,6 +191,8 @@ impl Scenario {
 
     /// Lets the fourth notification go to somebody whose profile kills whoever reads it.
     pub fn send_to_a_killer(&mut self) {
+        // Who is brought back would kill again.
+        self.steps.retain(|step| !matches!(step, Step::Redrive));
         let fourth = self.steps.iter_mut().filter_map(|step| match step {
             Step::Notify(planned) => Some(planned),
             _ => None,
@@ -281,6 +290,28 @@ async fn tell_change(tenant: &TenantId, user: &str, backends: &Backends, now_ms:
     let at = TopicPartition { topic: Topic::UserChanges, partition: shard };
     let record = record_at(at, tenant, Schema::UserChange, Vec::new(), change.encode_to_vec(), backends, now_ms);
     backends.log.append(vec![record]).await.map(|_| ())
+}
+
+/// Orders that dead letters are brought back, as the API does.
+pub async fn redrive(backends: &Backends, world: &World) -> anyhow::Result<()> {
+    let order = v1::RedriveDeadLettersRequest { all: Some(true), ..Default::default() };
+    let dead_letters = DeadLetters::new(backends.log.clone(), world.clone());
+    dead_letters.redrive(order).await.map(|_| ()).map_err(|problem| anyhow::anyhow!("{problem}"))
+}
+
+/// How many dead letters were brought back, by what the log says of it.
+pub async fn redriven(backends: &Backends) -> anyhow::Result<u64> {
+    let (mut count, mut from) = (0, 0);
+    loop {
+        let (records, next) = backends.log.read(redrives(), from, 100).await?;
+        for record in records.iter().filter(|record| record.envelope.schema() == Schema::Redriven) {
+            count += record::Redrive::decode(record.body.clone())?.done.len() as u64;
+        }
+        if next == from {
+            return Ok(count);
+        }
+        from = next;
+    }
 }
 
 /// Appends a request whose body cannot be read.

@@ -41,9 +41,9 @@ impl Audit {
             ("at", "at"),
             ("actor", "actor"),
             ("action", "action"),
-            ("tenant", "tenant_id"),
-            ("target", "target"),
-            ("outcome", "outcome"),
+            ("tenant", "tenant"),
+            ("result", "result"),
+            ("what", "detail"),
             ("request", "request_id"),
         ];
         print(self.connect.json, &json!({ "entries": entries }), |_| Table::of(&entries, &columns).text())

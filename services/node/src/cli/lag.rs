@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{
-    client::{Client, Connect},
+    client::Connect,
     exit::Failure,
     output::{Table, cell, print},
 };
@@ -29,14 +29,6 @@ impl Lag {
         let lag = self.connect.operator()?.get(&format!("/v1/admin/lag{query}")).await?;
         print(self.connect.json, &lag, lag_text)
     }
-}
-
-/// How many messages wait to be sent, of a tenant or of all.
-pub async fn queued(client: &Client, tenant: Option<&str>) -> Result<u64, Failure> {
-    let lag = client.get("/v1/admin/lag").await?;
-    let tenants = lag["tenants"].as_array().into_iter().flatten();
-    let of = tenants.filter(|entry| tenant.is_none_or(|tenant| entry["tenant_id"] == tenant));
-    Ok(of.filter_map(|entry| entry["instances"].as_u64()).sum())
 }
 
 fn lag_text(lag: &Value) -> String {

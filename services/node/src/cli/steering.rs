@@ -1,23 +1,17 @@
 //! `herald switch` and `herald limits`: what operators steer with.
 
-use std::time::{Duration, Instant};
-
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::{
     client::{Client, Connect, Query, segment},
     exit::Failure,
-    lag,
-    output::{Table, cell, print, say},
+    output::{Table, cell, print},
     terms,
 };
 
 const SWITCH_SCOPE: [&str; 5] = ["tenant", "template", "channel", "provider", "region"];
 const LIMIT_SCOPE: [&str; 4] = ["tenant", "template", "channel", "provider"];
-
-/// How long the command waits for every process to run a switch.
-const APPLIED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Turns sending off, holds it, slows it down, or lifts that (operators).
 #[derive(Debug, Args)]
@@ -85,7 +79,9 @@ impl Switch {
                     ("state", "state"),
                     ("reason", "reason"),
                     ("expires", "expires_at"),
-                    ("version", "version"),
+                    ("expired", "expired"),
+                    ("set by", "set_by"),
+                    ("queued", "queued"),
                 ];
                 print(json, &json!({ "switches": switches }), |_| Table::of(&switches, &columns).text())
             }
@@ -97,10 +93,9 @@ impl Switch {
     }
 }
 
-/// Sets a switch; says first how much is queued behind it, then how many processes run it and how soon they did.
+/// Sets a switch; says how much is queued behind it, how many processes run it, and how soon they did.
 async fn set(client: &Client, state: &str, args: &SwitchArgs, json: bool) -> Result<(), Failure> {
     let scope = terms::scope(&args.scope, &SWITCH_SCOPE)?;
-    let tenant = scope.get("tenant").and_then(Value::as_str).map(str::to_owned);
     let mut body = json!({ "scope": scope, "state": state });
     if let Some(reason) = &args.reason {
         body["reason"] = reason.as_str().into();
@@ -108,46 +103,27 @@ async fn set(client: &Client, state: &str, args: &SwitchArgs, json: bool) -> Res
     if let Some(expires) = &args.expires {
         body["expires_at"] = from_now(expires)?.into();
     }
-    // What is queued is told for orientation; a server that cannot say must not keep anybody from switching.
-    let queued = lag::queued(client, tenant.as_deref()).await.ok();
-    if !json && let Some(queued) = queued {
-        let whose = tenant.map_or_else(String::new, |tenant| format!(" of {tenant}"));
-        say(&format!("Queued{whose} on all channels: {queued} messages."))?;
-    }
-    let begun = Instant::now();
-    let mut answer = client.put("/v1/admin/switches", &body).await?;
-    let applied_ms = wait_until_applied(client, &mut answer, begun).await?;
-    answer["applied_ms"] = applied_ms.map_or(Value::Null, Value::from);
-    answer["queued"] = queued.map_or(Value::Null, Value::from);
-    print(json, &answer, |answer| {
-        let applied = &answer["applied"];
-        let (running, of) = (cell(&applied["processes"]), cell(&applied["of"]));
-        let soon = applied_ms.map_or_else(
-            || format!("not all of them after {} s", APPLIED_WITHIN.as_secs()),
-            |ms| format!("after {ms} ms"),
-        );
-        format!("Switch {} is {state}: {running} of {of} processes run it, {soon}.", cell(&answer["id"]))
-    })
+    let answer = client.put("/v1/admin/switches", &body).await?;
+    print(json, &answer, |answer| switched_text(state, answer))
 }
 
-/// Milliseconds until every process ran the switch; `None` where some do not within the time.
-async fn wait_until_applied(client: &Client, answer: &mut Value, begun: Instant) -> Result<Option<u64>, Failure> {
-    loop {
-        let applied = &answer["applied"];
-        if applied["processes"].is_null() || applied["processes"] == applied["of"] {
-            return Ok(Some(begun.elapsed().as_millis() as u64));
+fn switched_text(state: &str, answer: &Value) -> String {
+    let applied = &answer["applied"];
+    let queued = match answer["queued"]["instances"].as_u64() {
+        Some(queued) => {
+            let about = if answer["queued"]["at_least"] == true { "at least " } else { "" };
+            format!("Queued behind it: {about}{queued} messages.\n")
         }
-        if begun.elapsed() >= APPLIED_WITHIN {
-            return Ok(None);
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        let switches = client.list("/v1/admin/switches", &Query::default(), "switches", 0).await?;
-        match switches.into_iter().find(|switch| switch["id"] == answer["id"]) {
-            Some(switch) if !switch["applied"].is_null() => answer["applied"] = switch["applied"].clone(),
-            // A lifted switch is in no list, so nobody can be asked again.
-            _ => return Ok(None),
-        }
-    }
+        None => String::new(),
+    };
+    let (running, of) = (cell(&applied["processes"]), cell(&applied["of"]));
+    let missing = match applied["missing"].as_array().map_or(&[][..], Vec::as_slice) {
+        [] => String::new(),
+        missing => format!("\nThese do not run it yet: {}", missing.iter().map(cell).collect::<Vec<_>>().join(", ")),
+    };
+    let id = cell(&answer["id"]);
+    let after_ms = cell(&applied["after_ms"]);
+    format!("{queued}Switch {id} is {state}: {running} of {of} processes run it, after {after_ms} ms.{missing}")
 }
 
 /// A moment that lies ahead: RFC 3339, or a span from now.

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     commands::{answered, herald, operator, said},
+    http::send,
     support::{Chance, Process, Setup, notification, seed, user},
 };
 
@@ -117,13 +118,11 @@ fn letters_are_shown_without_personal_data(setup: &Setup) {
 }
 
 async fn until_complete(setup: &Setup, id: &str) -> Value {
-    let url = format!("http://127.0.0.1:{}/v1/admin/redrives/{id}", setup.port);
+    let path = format!("/v1/admin/redrives/{id}");
     let deadline = tokio::time::Instant::now() + crate::support::PATIENCE;
     loop {
-        // With curl, which is there for the other tests too.
-        let arguments = ["-sS", "-H", "Authorization: Bearer hk_dev_admin", &url];
-        let output = std::process::Command::new("curl").args(arguments).output().unwrap();
-        let redrive: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let operator = [("Authorization", "Bearer hk_dev_admin")];
+        let redrive = send(setup.port, "GET", &path, &operator, None).await.json();
         if redrive["state"] == "complete" {
             return redrive;
         }

@@ -355,7 +355,8 @@ fn every_seed_keeps_the_promises() {
 /// A section that kills its worker whenever it is tried is found out and ends as dead, and everything behind it goes on.
 #[test]
 fn a_section_that_kills_its_worker_ends_as_dead() {
-    for seed in [0, 2, 3] {
+    let mut tried = 0;
+    for seed in [0, 2, 3, 5] {
         let mut simulation = Simulation::new(seed, Mutant::None);
         simulation.scenario.send_to_a_killer();
         for _ in 0..24 {
@@ -366,8 +367,16 @@ fn a_section_that_kills_its_worker_ends_as_dead() {
         let (poison, other): (Vec<&String>, Vec<&String>) =
             found.iter().partition(|f| f.contains("ended as \"poison\""));
         assert!(other.is_empty(), "seed {seed}: {other:#?}");
-        assert!(poison.iter().any(|f| f.contains(KILLER)), "seed {seed}: nothing of the killer's ended: {poison:?}");
+        // An append that a crash left unanswered may have come to nothing.
+        if simulation.sent.iter().any(|one| one.promised && one.planned.recipients.contains(KILLER)) {
+            tried += 1;
+            assert!(
+                poison.iter().any(|f| f.contains(KILLER)),
+                "seed {seed}: nothing of the killer's ended: {poison:?}"
+            );
+        }
     }
+    assert!(tried >= 2, "the killer was sent to in {tried} seeds");
 }
 
 #[test]

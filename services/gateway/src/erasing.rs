@@ -84,12 +84,20 @@ impl Gateway {
     pub async fn erase_due(&self) -> Result<(), Problem> {
         loop {
             let due = self.deps.erasures.due(self.now_ms(), AT_ONCE).await?;
-            if due.is_empty() || self.shutdown.is_cancelled() {
-                return Ok(());
-            }
+            let (mut steps, mut failed) = (0, None);
             for erasure in due {
-                self.deps.erasures.step(&erasure.tenant, &erasure.id, self.now_ms()).await?;
+                if self.shutdown.is_cancelled() {
+                    return Ok(());
+                }
+                // One that cannot go on does not hold up the others.
+                match self.deps.erasures.step(&erasure.tenant, &erasure.id, self.now_ms()).await {
+                    Ok(_) => steps += 1,
+                    Err(error) => failed = Some(error),
+                }
                 tokio::task::yield_now().await;
+            }
+            if steps == 0 {
+                return failed.map_or(Ok(()), |error| Err(error.into()));
             }
         }
     }

@@ -1,6 +1,10 @@
 //! What only gRPC has: health, reflection, and statuses.
 
-use herald_proto::v1::{self, users_client::UsersClient};
+use std::sync::Arc;
+
+use herald_core::{policy::kind, record::Control};
+use herald_gateway::{Config, live::LiveConfig};
+use herald_proto::v1::{self, inbox_client::InboxClient, users_client::UsersClient};
 use tonic::{Code, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_reflection::pb::v1::{
@@ -8,7 +12,7 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
-use crate::world::{TestWorld, world};
+use crate::world::{TestWorld, world, world_with};
 
 async fn connect(world: &TestWorld) -> Channel {
     let address = world.listen().await;
@@ -75,4 +79,25 @@ async fn people_have_the_same_face_on_grpc() {
     let path = http::uri::PathAndQuery::from_static("/herald.v1.Nothing/Call");
     let answer = raw.unary(get("hk_acme"), path, codec).await;
     assert_eq!(answer.unwrap_err().code(), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn a_live_stream_ends_with_its_key_and_with_the_gateway() {
+    let live = LiveConfig { check_interval_ms: 20, ..LiveConfig::default() };
+    let world = world_with(Config { live, ..Config::default() });
+    let mut inbox = InboxClient::new(connect(&world).await);
+    let watch = |key: &str| {
+        let mut request = tonic::Request::new(v1::WatchInboxRequest { user_id: "u".into(), last_event_id: None });
+        request.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
+        request
+    };
+    let mut revoked = inbox.watch_inbox(watch("hk_acme")).await.unwrap();
+    assert!(revoked.metadata().get("herald-event-id").is_some(), "a client can resume before the first item");
+    let mut kept = inbox.watch_inbox(watch("hk_other")).await.unwrap().into_inner();
+    let control =
+        Control { kind: kind::KEY.into(), key: "acme".into(), version: 2, deleted: true, ..Default::default() };
+    world.policy.send_modify(|policy| Arc::make_mut(policy).apply(&control).unwrap());
+    assert_eq!(revoked.get_mut().message().await.unwrap_err().code(), Code::Unauthenticated);
+    world.shutdown.cancel();
+    assert_eq!(kept.message().await.unwrap_err().code(), Code::Unavailable);
 }

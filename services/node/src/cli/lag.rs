@@ -38,7 +38,11 @@ fn lag_text(lag: &Value) -> String {
         columns.push(("partition", "partition"));
     }
     columns.extend([("records behind", "records"), ("oldest ms", "oldest_age_ms")]);
-    let topics = Table::of(list("topics"), &columns).text();
+    let behind: Vec<Value> = list("topics").iter().filter(|entry| entry["records"] != 0).cloned().collect();
+    if behind.is_empty() {
+        return "Nothing waits.".into();
+    }
+    let topics = Table::of(&behind, &columns).text();
     let columns = [("tenant", "tenant_id"), ("messages waiting", "instances"), ("requests waiting", "requests")];
     let tenants = Table::of(list("tenants"), &columns).text();
     let short = if lag["sampled"] == true {
@@ -47,4 +51,25 @@ fn lag_text(lag: &Value) -> String {
         String::new()
     };
     format!("{topics}\n{tenants}{short}")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_what_waits_is_shown() {
+        let topic = |topic: &str, records: u32| json!({"topic": topic, "group": "herald.worker", "partition": null, "records": records, "oldest_age_ms": 7});
+        let lag = json!({
+            "topics": [topic("inbox", 0), topic("deliveries.bulk", 3)],
+            "tenants": [{"tenant_id": "acme", "instances": 40, "requests": 0}],
+            "scanned": 3, "sampled": true
+        });
+        let text = lag_text(&lag);
+        assert!(text.contains("deliveries.bulk") && text.contains("acme") && !text.contains("inbox"), "{text}");
+        assert!(text.contains("first 3 records"), "{text}");
+        assert_eq!(lag_text(&json!({"topics": [topic("inbox", 0)]})), "Nothing waits.");
+    }
 }

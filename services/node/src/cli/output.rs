@@ -97,7 +97,8 @@ pub fn cell(value: &Value) -> String {
 pub fn fields(document: &Value) -> String {
     let Some(fields) = document.as_object() else { return cell(document) };
     let width = fields.keys().map(String::len).max().unwrap_or(0);
-    let line = |(name, value): (&String, &Value)| format!("{name:<width$}  {}\n", cell(value));
+    let line =
+        |(name, value): (&String, &Value)| format!("{name:<width$}  {}", cell(value)).trim_end().to_owned() + "\n";
     fields.iter().map(line).collect()
 }
 

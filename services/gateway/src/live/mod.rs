@@ -127,7 +127,8 @@ pub struct LiveDeps {
 
 /// `GET /v1/users/{user_id}/live`. Refusals are [`Rejection`]s, so [`herald_api::finish::Finish`] goes around it.
 pub fn routes(live: Arc<Live>) -> Routes {
-    let route = Route::get("/v1/users/{user_id}/live", "Inbox.WatchInbox");
+    let route =
+        Route::get("/v1/users/{user_id}/live", "Inbox.WatchInbox").in_headers(&[("last_event_id", "Last-Event-ID")]);
     Routes::new().on(route, open).with_state(live)
 }
 

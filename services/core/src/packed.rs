@@ -70,6 +70,11 @@ pub struct Unpack<'a> {
 }
 
 impl<'a> Unpack<'a> {
+    /// What is not unpacked yet.
+    pub fn rest(&self) -> &'a [u8] {
+        self.column.get(self.at..).unwrap_or_default()
+    }
+
     fn next_id(&mut self) -> Option<&'a str> {
         let (mut length, mut shift) = (0usize, 0);
         loop {

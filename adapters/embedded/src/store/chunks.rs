@@ -119,6 +119,18 @@ impl Chunks {
         let mut ahead = VecDeque::new();
         while let Some(first) = rest.first() {
             let mut chunk = self.chunk_of(first, rest.len(), &mut ahead)?;
+            if present && let Some(row) = &chunk.row {
+                let mine = rest.partition_point(|m| chunk.holds(self, m));
+                if let Some((row, count)) = insert(row, &rest[..mine])? {
+                    rest = &rest[mine..];
+                    changed += count;
+                    if count > 0 {
+                        batch.put(chunk.key, row);
+                    }
+                    continue;
+                }
+            }
+            chunk.read()?;
             loop {
                 let mine = rest.partition_point(|m| chunk.holds(self, m));
                 let (edits, others) = rest.split_at(mine);
@@ -192,11 +204,12 @@ impl Chunks {
             let rows = self.kv.scan(begin.bytes()..self.prefix.end().bytes(), Direction::Forward, chunks)?;
             *ahead = rows.into_iter().map(|(key, value)| Ok((self.parse(&key)?, value))).collect::<Result<_, _>>()?;
         }
-        let (key, members) = match ahead.pop_front_if(|_| stored) {
-            Some((key, value)) => (key, members(&value)?),
-            None => (self.key(0, ""), Vec::new()),
+        let (key, row) = match ahead.pop_front_if(|_| stored) {
+            Some((key, row)) => (key, Some(row)),
+            None => (self.key(0, ""), None),
         };
-        Ok(Chunk { key, stored, members, next: ahead.front().map(|(key, _)| key.clone()), changed: false })
+        let next = ahead.front().map(|(key, _)| key.clone());
+        Ok(Chunk { key, stored, row, members: Vec::new(), next, changed: false })
     }
 
     /// Takes the next chunk into one that runs low; `false` where that is not to be done.
@@ -283,6 +296,8 @@ pub fn audiences_with(
 struct Chunk {
     key: Key,
     stored: bool,
+    /// As it is stored, until it is read.
+    row: Option<Bytes>,
     members: Vec<Member>,
     /// The chunk after it, where it ends.
     next: Option<Key>,
@@ -290,6 +305,14 @@ struct Chunk {
 }
 
 impl Chunk {
+    /// Reads the members.
+    fn read(&mut self) -> Result<(), StoreError> {
+        if let Some(row) = self.row.take() {
+            self.members = members(&row)?;
+        }
+        Ok(())
+    }
+
     fn holds(&self, chunks: &Chunks, member: &Member) -> bool {
         self.next.as_ref().is_none_or(|next| chunks.key(member.hash, &member.user).bytes() < next.bytes())
     }
@@ -323,6 +346,40 @@ fn encode(members: &[Member]) -> Bytes {
     value.into()
 }
 
+/// A row with sorted members put into their places, and how many were not there; `None` if that is too long for one. A few
+/// among many are mostly what comes, so what is there is copied as it is.
+fn insert(row: &[u8], additions: &[Member]) -> Result<Option<(Bytes, u64)>, StoreError> {
+    let mut additions = additions.iter().peekable();
+    let mut inserted = Vec::with_capacity(row.len() + additions.clone().map(|m| m.user.len() + 3).sum::<usize>());
+    let put = |inserted: &mut Vec<u8>, member: &Member| {
+        encode_varint(member.user.len() as u64, inserted);
+        inserted.put_slice(&member.user);
+    };
+    let (mut count, mut added, mut copied) = (0, 0, 0);
+    let mut stored = ids(row)?;
+    let mut begin = 1;
+    while let Some(user) = stored.next() {
+        let user = user.map_err(|e| StoreError::Damaged(e.to_string()))?;
+        let hash = user_hash(user);
+        let order = |member: &&Member| member.hash.cmp(&hash).then_with(|| member.user[..].cmp(user.as_bytes()));
+        while let Some(member) = additions.next_if(|member| order(member) == Ordering::Less) {
+            inserted.put_slice(&row[copied..begin]);
+            copied = begin;
+            put(&mut inserted, member);
+            added += 1;
+        }
+        additions.next_if(|member| order(member) == Ordering::Equal);
+        count += 1;
+        begin = row.len() - stored.rest().len();
+    }
+    inserted.put_slice(&row[copied..]);
+    for member in additions {
+        put(&mut inserted, member);
+        added += 1;
+    }
+    Ok((count + added <= MAX_CHUNK as u64).then(|| (inserted.into(), added)))
+}
+
 /// Adds or removes sorted edits; returns the members and how many edits changed something.
 fn merge(members: Vec<Member>, edits: &[Member], present: bool) -> (Vec<Member>, u64) {
     let mut merged = Vec::with_capacity(members.len() + if present { edits.len() } else { 0 });
@@ -347,4 +404,36 @@ fn merge(members: Vec<Member>, edits: &[Member], present: bool) -> (Vec<Member>,
         merged.extend(edits.cloned());
     }
     (merged, changed)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sorted(numbers: &[u16]) -> Vec<Member> {
+        let mut members: Vec<Member> = numbers.iter().map(|n| Member::of(&format!("user-{n}"))).collect();
+        members.sort_unstable();
+        members.dedup();
+        members
+    }
+
+    proptest! {
+        /// Members that are put into a row give the row of the members merged.
+        #[test]
+        fn what_is_inserted_is_what_would_be_merged(
+            there in proptest::collection::vec(0..400u16, 0..260),
+            additions in proptest::collection::vec(0..400u16, 0..40),
+        ) {
+            let (mut there, additions) = (sorted(&there), sorted(&additions));
+            there.truncate(MAX_CHUNK);
+            let row = encode(&there);
+            let (merged, changed) = merge(there, &additions, true);
+            match insert(&row, &additions).unwrap() {
+                Some(inserted) => prop_assert_eq!(inserted, (encode(&merged), changed)),
+                None => prop_assert!(merged.len() > MAX_CHUNK),
+            }
+        }
+    }
 }

@@ -36,7 +36,7 @@ pub async fn ensure_secrets(publisher: &Publisher) -> Result<(), Problem> {
 /// Creates the tenant and the keys of `herald dev`, unless they are there. For loopback only: the keys are public.
 pub async fn ensure_dev(publisher: &Publisher) -> Result<(), Problem> {
     if publisher.get::<TenantRow>(kind::TENANT, DEV_TENANT).await?.is_none() {
-        tenants::put(publisher, DEV_TENANT, "Demo").await?;
+        tenants::put(publisher, DEV_TENANT, "Demo", None).await?;
     }
     let scopes: Vec<String> = TENANT_SCOPES.iter().map(ToString::to_string).collect();
     for (key, tenant_id, scopes) in [(DEV_KEY, Some(DEV_TENANT), scopes), (DEV_ADMIN_KEY, None, Vec::new())] {

@@ -8,7 +8,7 @@ use axum::{
     http::{Request, StatusCode, header},
 };
 use herald_api::{auth::Authenticator, finish::Finish};
-use herald_core::auth::Scope;
+use herald_core::{auth::Scope, ids::TenantId, record::Channel};
 use herald_proto::v1::{self, admin_server::Admin, templates_server::Templates};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -60,7 +60,7 @@ impl Face {
     }
 }
 
-const ADMIN_CALLS: [(&str, &str); 7] = [
+const ADMIN_CALLS: [(&str, &str); 10] = [
     ("PUT", "/v1/admin/tenants/x"),
     ("GET", "/v1/admin/tenants/demo"),
     ("GET", "/v1/admin/tenants"),
@@ -68,6 +68,9 @@ const ADMIN_CALLS: [(&str, &str); 7] = [
     ("GET", "/v1/admin/keys"),
     ("DELETE", "/v1/admin/keys/dev_admin"),
     ("DELETE", "/v1/admin/keys/nothing"),
+    ("PUT", "/v1/admin/limits"),
+    ("GET", "/v1/admin/limits"),
+    ("DELETE", "/v1/admin/limits/nothing"),
 ];
 
 const TEMPLATE_CALLS: [(&str, &str); 6] = [
@@ -242,4 +245,81 @@ async fn the_grpc_face_keeps_the_same_rules() {
     let missing = v1::GetTemplateRequest { template_id: "none".into(), version: None };
     let missing = templates.get_template(grpc_request(DEV_KEY, missing)).await.unwrap_err();
     assert_eq!(missing.code(), tonic::Code::NotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_are_set_by_scope_listed_and_deleted() {
+    let face = face().await;
+    let put = async |body: Value| face.as_key(DEV_ADMIN_KEY, "PUT", "/v1/admin/limits", body).await;
+    let scope = json!({"tenant": "demo", "channel": "email"});
+    let (status, first) = put(json!({"scope": scope, "per_second": 0.5})).await;
+    assert_eq!((status.as_u16(), &first["burst"]), (200, &json!(1)));
+    let shown = json!({"tenant": "demo", "template": null, "channel": "email", "provider": null});
+    assert_eq!(first["scope"], shown);
+    let (_, second) = put(json!({"scope": scope, "per_second": 1e12, "burst": 1_000_000_000_000u64})).await;
+    assert_eq!((&second["id"], &second["version"]), (&first["id"], &json!(2)), "one limit a scope");
+    let (status, _) = put(json!({"scope": {}, "per_second": 0})).await;
+    assert_eq!(status.as_u16(), 200, "nothing at all is a limit too");
+
+    let policy = face.deps.publisher.policy();
+    let budgets = policy.limits().for_sending(&TenantId::trusted("demo"), "any", Channel::Email, "smtp");
+    assert_eq!(budgets.len(), 2, "roles have them when the call is answered");
+
+    let (_, page) = face.as_key(DEV_ADMIN_KEY, "GET", "/v1/admin/limits?page_size=1", Value::Null).await;
+    let next = format!("/v1/admin/limits?page_token={}", page["next_page_token"].as_str().unwrap());
+    let (_, rest) = face.as_key(DEV_ADMIN_KEY, "GET", &next, Value::Null).await;
+    assert_eq!((page["limits"].as_array().unwrap().len(), rest["limits"].as_array().unwrap().len()), (1, 1));
+
+    let path = format!("/v1/admin/limits/{}", first["id"].as_str().unwrap());
+    assert_eq!(face.as_key(DEV_ADMIN_KEY, "DELETE", &path, Value::Null).await.0, 200);
+    assert_eq!(face.as_key(DEV_ADMIN_KEY, "DELETE", &path, Value::Null).await.0, 404);
+    assert_eq!(face.deps.publisher.policy().limits().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_makes_no_sense_is_refused_with_a_reason() {
+    let face = face().await;
+    let bad = [
+        (json!({"per_second": 1}), "scope", "required"),
+        (json!({"scope": {}}), "per_second", "required"),
+        (json!({"scope": {}, "per_second": -1}), "per_second", "out_of_range"),
+        (json!({"scope": {}, "per_second": 0.000_000_1}), "per_second", "out_of_range"),
+        (json!({"scope": {}, "per_second": 2e12}), "per_second", "out_of_range"),
+        (json!({"scope": {}, "per_second": "10"}), "per_second", "invalid_type"),
+        (json!({"scope": {}, "per_second": 1, "burst": 0}), "burst", "out_of_range"),
+        (json!({"scope": {}, "per_second": 1, "burst": -1}), "burst", "invalid_value"),
+        (json!({"scope": {"planet": "x"}, "per_second": 1}), "scope.planet", "unknown_field"),
+        (json!({"scope": {"channel": "fax"}, "per_second": 1}), "scope.channel", "invalid_value"),
+        (json!({"scope": {"tenant": ""}, "per_second": 1}), "scope.tenant", "invalid_value"),
+        (json!({"scope": {"template": ""}, "per_second": 1}), "scope.template", "invalid_value"),
+    ];
+    for (body, field, code) in bad {
+        let (status, problem) = face.as_key(DEV_ADMIN_KEY, "PUT", "/v1/admin/limits", body.clone()).await;
+        let error = &problem["errors"][0];
+        let found = (status.as_u16(), error["field"].as_str(), error["code"].as_str());
+        assert_eq!(found, (400, Some(field), Some(code)), "{body}");
+    }
+    let unknown = json!({"scope": {"tenant": "nobody"}, "per_second": 1});
+    let (status, problem) = face.as_key(DEV_ADMIN_KEY, "PUT", "/v1/admin/limits", unknown).await;
+    assert_eq!((status.as_u16(), problem["code"].as_str()), (422, Some("unknown_tenant")));
+    let admin = grpc::AdminService::new(face.deps.clone());
+    for per_second in [f64::NAN, f64::INFINITY, -0.5] {
+        let put =
+            v1::PutLimitRequest { scope: Some(v1::LimitScope::default()), per_second: Some(per_second), burst: None };
+        let refused = admin.put_limit(grpc_request(DEV_ADMIN_KEY, put)).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{per_second}");
+    }
+    assert!(face.deps.publisher.policy().limits().is_empty(), "nothing of it was stored");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tenant_has_the_quota_that_was_put_last() {
+    let face = face().await;
+    let put = async |body: Value| face.as_key(DEV_ADMIN_KEY, "PUT", "/v1/admin/tenants/demo", body).await;
+    let (_, tenant) = put(json!({"name": "Demo", "quota": {"per_second": 2.5}})).await;
+    assert_eq!(tenant["quota"], json!({"per_second": 2.5, "burst": 3}));
+    let (status, problem) = put(json!({"quota": {"per_second": 1, "burst": 0}})).await;
+    assert_eq!((status.as_u16(), &problem["errors"][0]["field"]), (400, &json!("quota.burst")));
+    let (_, tenant) = put(json!({"name": "Demo"})).await;
+    assert_eq!(tenant["quota"], Value::Null);
 }

@@ -13,9 +13,10 @@ use herald_proto::v1::{
 use tonic::{Request, Response, Status};
 
 use crate::{
-    http::{bad_expiry, lists},
+    http::{bad_expiry, lists, no_scope},
     keys::{self, NewKey},
     lag::lag,
+    limits::{self, NewQuota},
     messages::{self, object},
     service::{Deps, Page, preview},
     templates, tenants,
@@ -182,8 +183,9 @@ impl Admin for AdminService {
     async fn put_tenant(&self, request: Request<v1::Tenant>) -> Result<Response<v1::Tenant>, Status> {
         answer(&self.0, request, async |call: Call<v1::Tenant>| {
             call.caller.require_operator()?;
-            let v1::Tenant { tenant_id, name, .. } = call.message;
-            Ok(messages::tenant(tenants::put(&self.0.publisher, &tenant_id, &name).await?))
+            let v1::Tenant { tenant_id, name, quota, .. } = call.message;
+            let quota = quota.map(|quota| NewQuota { per_second: Some(quota.per_second), burst: quota.burst });
+            Ok(messages::tenant(tenants::put(&self.0.publisher, &tenant_id, &name, quota).await?))
         })
         .await
     }
@@ -297,6 +299,44 @@ impl Admin for AdminService {
             call.caller.require_operator()?;
             let dead_letters = &self.0.dead_letters;
             lag(dead_letters.log(), dead_letters.now_ms(), call.message.partitions()).await
+        })
+        .await
+    }
+
+    async fn put_limit(&self, request: Request<v1::PutLimitRequest>) -> Result<Response<v1::Limit>, Status> {
+        answer(&self.0, request, async |call: Call<v1::PutLimitRequest>| {
+            call.caller.require_operator()?;
+            let v1::PutLimitRequest { scope, per_second, burst } = call.message;
+            let scope = messages::limit_scope(scope.ok_or_else(no_scope)?);
+            Ok(messages::limit(limits::put(&self.0.publisher, scope, NewQuota { per_second, burst }).await?))
+        })
+        .await
+    }
+
+    async fn list_limits(
+        &self,
+        request: Request<v1::ListLimitsRequest>,
+    ) -> Result<Response<v1::ListLimitsResponse>, Status> {
+        answer(&self.0, request, async |call: Call<v1::ListLimitsRequest>| {
+            call.caller.require_operator()?;
+            let v1::ListLimitsRequest { page_size, page_token } = call.message;
+            let page = Page::open(lists::limits(), page_size, page_token.as_deref())?;
+            let found = limits::list(&self.0.publisher, page.after.as_deref(), page.limit).await?;
+            let next_page_token = page.next(found.len(), found.last().map(|(row, _)| row.id.as_str()));
+            let limits = found.into_iter().map(messages::limit).collect();
+            Ok(v1::ListLimitsResponse { limits, next_page_token })
+        })
+        .await
+    }
+
+    async fn delete_limit(
+        &self,
+        request: Request<v1::DeleteLimitRequest>,
+    ) -> Result<Response<v1::DeleteLimitResponse>, Status> {
+        answer(&self.0, request, async |call: Call<v1::DeleteLimitRequest>| {
+            call.caller.require_operator()?;
+            limits::delete(&self.0.publisher, &call.message.id).await?;
+            Ok(v1::DeleteLimitResponse {})
         })
         .await
     }

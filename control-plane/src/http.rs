@@ -1,4 +1,4 @@
-//! The HTTP face of templates, tenants and keys.
+//! The HTTP face of templates, tenants, keys and limits.
 
 mod dead_letters;
 
@@ -22,6 +22,7 @@ use serde_json::Value;
 
 use crate::{
     keys::{self, NewKey},
+    limits::{self, NewQuota},
     service::{Deps, Page, preview},
     templates, tenants,
     views::*,
@@ -45,6 +46,9 @@ pub fn routes(deps: Deps) -> Routes {
         .on(Route::get("/v1/admin/keys", "Admin.ListKeys"), list_keys)
         .on(Route::delete("/v1/admin/keys/{key_id}", "Admin.DeleteKey"), delete_key)
         .merge(dead_letters::routes())
+        .on(Route::put("/v1/admin/limits", "Admin.PutLimit"), put_limit)
+        .on(Route::get("/v1/admin/limits", "Admin.ListLimits"), list_limits)
+        .on(Route::delete("/v1/admin/limits/{id}", "Admin.DeleteLimit"), delete_limit)
         .with_state(deps)
 }
 
@@ -99,6 +103,10 @@ pub(crate) mod lists {
 
     pub(crate) fn tenants() -> List {
         List::new("tenants", &[])
+    }
+
+    pub(crate) fn limits() -> List {
+        List::new("limits", &[])
     }
 
     pub(crate) fn keys(tenant: Option<&str>) -> List {
@@ -195,7 +203,8 @@ async fn put_tenant(
     caller.require_operator()?;
     let body: TenantBody = body.read()?;
     same_id("tenant_id", &tenant_id, body.tenant_id.as_deref())?;
-    Ok(Json(tenants::put(&deps.publisher, &tenant_id, &body.name).await?.into()))
+    let quota = body.quota.map(NewQuota::from);
+    Ok(Json(tenants::put(&deps.publisher, &tenant_id, &body.name, quota).await?.into()))
 }
 
 async fn get_tenant(
@@ -256,5 +265,43 @@ async fn delete_key(
 ) -> Answer<Value> {
     caller.require_operator()?;
     keys::delete(&deps.publisher, &key_id).await?;
+    Ok(Json(Value::Object(serde_json::Map::new())))
+}
+
+async fn put_limit(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    body: Body,
+) -> Answer<LimitView> {
+    caller.require_operator()?;
+    let LimitBody { scope, per_second, burst } = body.read()?;
+    let scope = scope.ok_or_else(no_scope)?;
+    Ok(Json(limits::put(&deps.publisher, scope.into(), NewQuota { per_second, burst }).await?.into()))
+}
+
+/// 400 for a limit that does not say what it is about.
+pub(crate) fn no_scope() -> Problem {
+    Problem::field("scope", "required", "Say what is limited; `{}` is everything.")
+}
+
+async fn list_limits(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    query: Query,
+) -> Answer<LimitsView> {
+    caller.require_operator()?;
+    let page = page(query, lists::limits())?;
+    let found = limits::list(&deps.publisher, page.after.as_deref(), page.limit).await?;
+    let next_page_token = page.next(found.len(), found.last().map(|(row, _)| row.id.as_str()));
+    Ok(Json(LimitsView { limits: found.into_iter().map(LimitView::from).collect(), next_page_token }))
+}
+
+async fn delete_limit(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    Path(id): Path<String>,
+) -> Answer<Value> {
+    caller.require_operator()?;
+    limits::delete(&deps.publisher, &id).await?;
     Ok(Json(Value::Object(serde_json::Map::new())))
 }

@@ -6,11 +6,11 @@ use herald_core::{
     clock::Entropy,
     policy::{KeyRow, kind},
     ports::registry::Written,
-    problem::{Kind, Problem},
+    problem::Problem,
 };
 
 use crate::{
-    publisher::{Publisher, contended, read, unwritable},
+    publisher::{Publisher, read, unwritable},
     tenants::{self, check_name},
 };
 
@@ -19,8 +19,6 @@ const MAX_SCANNED: usize = 1_000;
 const KEY_ID_CHARS: usize = 10;
 /// 130 bits.
 const SECRET_CHARS: usize = 26;
-/// Attempts at a deletion against other writers.
-const MAX_ATTEMPTS: usize = 16;
 
 /// What a key is made from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -53,10 +51,7 @@ pub async fn create(publisher: &Publisher, new: NewKey) -> Result<CreatedKey, Pr
         return Err(Problem::field("expires_at", "invalid_value", "The key would have expired already."));
     }
     if let Some(tenant_id) = &new.tenant_id {
-        tenants::get(publisher, tenant_id).await.map_err(|problem| match problem.kind() {
-            Kind::NotFound => Problem::refused("unknown_tenant", "Create the tenant before its keys."),
-            _ => problem,
-        })?;
+        tenants::require(publisher, tenant_id, "Create the tenant before its keys.").await?;
     }
     let entropy = &*publisher.world().entropy;
     let key_id = random_text(entropy, KEY_ID_CHARS);
@@ -117,14 +112,7 @@ pub async fn list(
 
 /// Deletes a key. It is refused everywhere once the policy has arrived.
 pub async fn delete(publisher: &Publisher, key_id: &str) -> Result<(), Problem> {
-    for _ in 0..MAX_ATTEMPTS {
-        let stored = publisher.registry().get(kind::KEY, key_id).await?;
-        let stored = stored.filter(|stored| stored.value.is_some()).ok_or_else(|| Problem::not_found("key"))?;
-        if let Written::Done(_) = publisher.put(kind::KEY, key_id, None, stored.version).await? {
-            return Ok(());
-        }
-    }
-    Err(contended())
+    publisher.delete(kind::KEY, key_id, "key").await
 }
 
 fn check_scopes(new: &NewKey) -> Result<(), Problem> {

@@ -1,4 +1,4 @@
-//! The control plane: versioned tenants, keys and templates, and how they reach every role.
+//! The control plane: versioned tenants, keys, limits and templates, and how they reach every role.
 //!
 //! Roles decide with a [`herald_core::policy::Policy`] that [`feed`] builds from the `control` topic. Changes go to the
 //! registry first and are then published by [`publisher`].
@@ -19,6 +19,7 @@ pub mod grpc;
 pub mod http;
 pub mod keys;
 pub mod lag;
+pub mod limits;
 pub mod messages;
 pub mod publisher;
 pub mod service;

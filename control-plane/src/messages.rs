@@ -1,8 +1,9 @@
-//! Templates, tenants and keys as messages of `herald.v1`.
+//! Templates, tenants, keys and limits as messages of `herald.v1`.
 
 use herald_api::time::timestamp;
 use herald_core::{
-    policy::{KeyRow, TenantRow},
+    limits::{LimitRow, LimitScope},
+    policy::{KeyRow, QuotaRow, TenantRow},
     templates::{ChannelSources, EmailSource, InAppSource, LocaleSource, PushSource, TemplateSource, WebhookSource},
 };
 use herald_proto::v1;
@@ -94,6 +95,26 @@ pub fn tenant((row, version): (TenantRow, u64)) -> v1::Tenant {
     v1::Tenant {
         tenant_id: row.tenant_id,
         name: row.name,
+        version: u32::try_from(version).unwrap_or(u32::MAX),
+        created_at: Some(timestamp(row.created_ms)),
+        updated_at: Some(timestamp(row.updated_ms)),
+        quota: row.quota.map(|QuotaRow { per_second, burst }| v1::Quota { per_second, burst: Some(burst) }),
+    }
+}
+
+/// What a limit is about.
+pub fn limit_scope(v1::LimitScope { tenant, template, channel, provider }: v1::LimitScope) -> LimitScope {
+    LimitScope { tenant, template, channel, provider }
+}
+
+/// A limit and its version.
+pub fn limit((row, version): (LimitRow, u64)) -> v1::Limit {
+    let LimitScope { tenant, template, channel, provider } = row.scope;
+    v1::Limit {
+        id: row.id,
+        scope: Some(v1::LimitScope { tenant, template, channel, provider }),
+        per_second: row.per_second,
+        burst: row.burst,
         version: u32::try_from(version).unwrap_or(u32::MAX),
         created_at: Some(timestamp(row.created_ms)),
         updated_at: Some(timestamp(row.updated_ms)),

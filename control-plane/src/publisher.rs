@@ -103,6 +103,18 @@ impl Publisher {
         Err(contended())
     }
 
+    /// Deletes a stored policy; 404 if there is no such `what`.
+    pub async fn delete(&self, kind: &str, key: &str, what: &str) -> Result<(), Problem> {
+        for _ in 0..MAX_ATTEMPTS {
+            let stored = self.registry.get(kind, key).await?;
+            let stored = stored.filter(|stored| stored.value.is_some()).ok_or_else(|| Problem::not_found(what))?;
+            if let Written::Done(_) = self.put(kind, key, None, stored.version).await? {
+                return Ok(());
+            }
+        }
+        Err(contended())
+    }
+
     /// A stored policy; `None` if there is none or it is deleted.
     pub async fn get<T: DeserializeOwned>(&self, kind: &str, key: &str) -> Result<Option<(T, u64)>, Problem> {
         let Some(Versioned { value: Some(value), version, .. }) = self.registry.get(kind, key).await? else {

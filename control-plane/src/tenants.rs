@@ -2,25 +2,41 @@
 
 use herald_core::{
     ids::TenantId,
-    policy::{TenantRow, kind},
-    problem::Problem,
+    policy::{QuotaRow, TenantRow, kind},
+    problem::{Kind, Problem},
 };
 
-use crate::publisher::{Publisher, read};
+use crate::{
+    limits::{NewQuota, check_quota},
+    publisher::{Publisher, read},
+};
 
 const MAX_NAME_BYTES: usize = 256;
 
-/// Creates or renames a tenant; returns it and its version.
-pub async fn put(publisher: &Publisher, tenant_id: &str, name: &str) -> Result<(TenantRow, u64), Problem> {
+/// Creates a tenant, or replaces what is said of it; returns it and its version.
+pub async fn put(
+    publisher: &Publisher,
+    tenant_id: &str,
+    name: &str,
+    quota: Option<NewQuota>,
+) -> Result<(TenantRow, u64), Problem> {
     let tenant =
         TenantId::parse(tenant_id).map_err(|error| Problem::field("tenant_id", "invalid_id", error.to_string()))?;
     check_name(name)?;
+    let quota = quota.map(|quota| check_quota("quota.", quota).map_err(Problem::malformed)).transpose()?;
+    let quota = quota.map(|(per_second, burst)| QuotaRow { per_second, burst });
     let now_ms = publisher.world().now_ms();
     publisher
         .update(kind::TENANT, tenant.as_str(), |stored: Option<TenantRow>| {
             let created_ms = stored.map_or(now_ms, |stored| stored.created_ms);
             let name = if name.is_empty() { tenant_id } else { name }.to_owned();
-            Ok(TenantRow { tenant_id: tenant_id.to_owned(), name, created_ms, updated_ms: now_ms })
+            Ok(TenantRow {
+                tenant_id: tenant_id.to_owned(),
+                name,
+                created_ms,
+                updated_ms: now_ms,
+                quota: quota.clone(),
+            })
         })
         .await
 }
@@ -28,6 +44,15 @@ pub async fn put(publisher: &Publisher, tenant_id: &str, name: &str) -> Result<(
 /// A tenant and its version.
 pub async fn get(publisher: &Publisher, tenant_id: &str) -> Result<(TenantRow, u64), Problem> {
     publisher.get(kind::TENANT, tenant_id).await?.ok_or_else(|| Problem::not_found("tenant"))
+}
+
+/// Refuses with 422 and this detail if there is no such tenant.
+pub(crate) async fn require(publisher: &Publisher, tenant_id: &str, detail: &str) -> Result<(), Problem> {
+    match get(publisher, tenant_id).await {
+        Ok(_) => Ok(()),
+        Err(problem) if problem.kind() == Kind::NotFound => Err(Problem::refused("unknown_tenant", detail)),
+        Err(problem) => Err(problem),
+    }
 }
 
 /// Tenants after an id, in the order of ids.

@@ -1,17 +1,21 @@
-//! The JSON of templates, tenants and keys, as `api.md`'s HTTP face has it: every field is there, also when it is false.
+//! The JSON of templates, tenants, keys and limits, as `api.md`'s HTTP face has it: every field is there, also when it is false.
 
 use std::collections::BTreeMap;
 
 use herald_api::time::timestamp;
 use herald_core::{
-    policy::{KeyRow, TenantRow},
+    limits::{LimitRow, LimitScope},
+    policy::{KeyRow, QuotaRow, TenantRow},
     templates::{ChannelSources, LocaleSource, TemplateSource},
 };
 use pbjson_types::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::templates::{Found, Preview};
+use crate::{
+    limits::NewQuota,
+    templates::{Found, Preview},
+};
 
 /// The body of `PUT /v1/templates/{template_id}`: a [`TemplateSource`], and the fields that gRPC's message has besides.
 #[derive(Debug, Default, Deserialize)]
@@ -156,6 +160,97 @@ pub struct TenantBody {
     pub tenant_id: Option<String>,
     /// For people; the id unless set.
     pub name: String,
+    /// How many notifications it may hand over; as many as it likes unless set.
+    pub quota: Option<QuotaBody>,
+}
+
+/// A rate and a burst.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QuotaBody {
+    /// Required.
+    pub per_second: Option<f64>,
+    /// What comes in a second, and at least 1, unless set.
+    pub burst: Option<u64>,
+}
+
+impl From<QuotaBody> for NewQuota {
+    fn from(QuotaBody { per_second, burst }: QuotaBody) -> Self {
+        Self { per_second, burst }
+    }
+}
+
+/// The body of `PUT /v1/admin/limits`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitBody {
+    /// Required; `{}` is about everything.
+    pub scope: Option<ScopeBody>,
+    /// Required.
+    pub per_second: Option<f64>,
+    /// What comes in a second, and at least 1, unless set.
+    pub burst: Option<u64>,
+}
+
+/// The scope of a limit.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ScopeBody {
+    tenant: Option<String>,
+    template: Option<String>,
+    channel: Option<String>,
+    provider: Option<String>,
+}
+
+impl From<ScopeBody> for LimitScope {
+    fn from(ScopeBody { tenant, template, channel, provider }: ScopeBody) -> Self {
+        Self { tenant, template, channel, provider }
+    }
+}
+
+/// A limit.
+#[derive(Debug, Serialize)]
+pub struct LimitView {
+    id: String,
+    scope: ScopeView,
+    per_second: f64,
+    burst: u64,
+    version: u64,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+}
+
+/// The scope of a limit.
+#[derive(Debug, Serialize)]
+pub struct ScopeView {
+    tenant: Option<String>,
+    template: Option<String>,
+    channel: Option<String>,
+    provider: Option<String>,
+}
+
+/// A page of limits.
+#[derive(Debug, Serialize)]
+pub struct LimitsView {
+    /// In the order of ids.
+    pub limits: Vec<LimitView>,
+    /// Empty at the end.
+    pub next_page_token: String,
+}
+
+impl From<(LimitRow, u64)> for LimitView {
+    fn from((row, version): (LimitRow, u64)) -> Self {
+        let LimitScope { tenant, template, channel, provider } = row.scope;
+        Self {
+            id: row.id,
+            scope: ScopeView { tenant, template, channel, provider },
+            per_second: row.per_second,
+            burst: row.burst,
+            version,
+            created_at: timestamp(row.created_ms),
+            updated_at: timestamp(row.updated_ms),
+        }
+    }
 }
 
 /// A tenant.
@@ -166,6 +261,7 @@ pub struct TenantView {
     version: u64,
     created_at: Timestamp,
     updated_at: Timestamp,
+    quota: Option<QuotaRow>,
 }
 
 /// A page of tenants.
@@ -253,6 +349,7 @@ impl From<(TenantRow, u64)> for TenantView {
             version,
             created_at: timestamp(row.created_ms),
             updated_at: timestamp(row.updated_ms),
+            quota: row.quota,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use herald_core::conformance;
 use herald_embedded::{
+    budgets::MemoryBudgets,
     claims::MemoryClaims,
     kv::{FjallConfig, FjallKv, Kv, MemoryKv},
     store::Stores,
@@ -61,4 +62,9 @@ async fn registry() {
 #[tokio::test]
 async fn claims() {
     conformance::claims::all(Arc::new(MemoryClaims::new()), 0).await;
+}
+
+#[tokio::test]
+async fn budgets() {
+    conformance::budgets::all(Arc::new(MemoryBudgets::new()), "suite/").await;
 }

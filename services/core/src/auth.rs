@@ -270,7 +270,8 @@ mod tests {
     fn policy() -> Policy {
         let mut policy = Policy::default();
         for tenant in ["acme", "other"] {
-            let row = TenantRow { tenant_id: tenant.into(), name: tenant.into(), created_ms: 0, updated_ms: 0 };
+            let row =
+                TenantRow { tenant_id: tenant.into(), name: tenant.into(), created_ms: 0, updated_ms: 0, quota: None };
             put(&mut policy, kind::TENANT, tenant, &row);
         }
         for (key_id, tenant, scopes, expires_ms) in [

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod admissions;
+pub mod budgets;
 pub mod claims;
 pub mod directory;
 pub mod erasures;

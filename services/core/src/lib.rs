@@ -5,6 +5,7 @@
 
 pub mod auth;
 pub mod books;
+pub mod bucket;
 pub mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -12,14 +13,18 @@ pub mod dead_letters;
 pub mod done_map;
 pub mod fair;
 pub mod ids;
+pub mod leases;
+pub mod limits;
 pub mod outputs;
 pub mod packed;
 pub mod people;
 pub mod policy;
 pub mod ports;
 pub mod problem;
+pub mod quiet_hours;
 pub mod tokens;
 pub mod topic;
+pub mod waiting;
 pub mod window;
 
 pub use herald_proto::record;

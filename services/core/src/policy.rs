@@ -5,10 +5,14 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use herald_templates::{Limits, Template, TemplateSource};
+use herald_templates::{Limits as TemplateLimits, Template, TemplateSource};
 use serde::{Deserialize, Serialize};
 
-use crate::{ids::TenantId, record::Control};
+use crate::{
+    ids::TenantId,
+    limits::{Limit, LimitRow, Limits},
+    record::Control,
+};
 
 /// Kinds of policies in the registry and on `control`.
 pub mod kind {
@@ -22,10 +26,21 @@ pub mod kind {
     pub const TEMPLATE_HEAD: &str = "template_head";
     /// [`super::SecretRow`] by name.
     pub const SECRET: &str = "secret";
+    /// [`crate::limits::LimitRow`] by its id.
+    pub const LIMIT: &str = "limit";
+}
+
+/// How many notifications a tenant may hand over.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct QuotaRow {
+    /// Notifications a second.
+    pub per_second: f64,
+    /// Notifications at once.
+    pub burst: u64,
 }
 
 /// A tenant.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TenantRow {
     /// The tenant's id.
     pub tenant_id: String,
@@ -35,6 +50,9 @@ pub struct TenantRow {
     pub created_ms: u64,
     /// Milliseconds since the epoch.
     pub updated_ms: u64,
+    /// `None` is as many as it likes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<QuotaRow>,
 }
 
 /// An API key. The key itself is never stored.
@@ -124,7 +142,7 @@ impl TemplateVersion {
     pub fn compiled(&self) -> Result<&Arc<Template>, &str> {
         self.compiled
             .get_or_init(|| {
-                Template::compile(&self.row.source, &Limits::default())
+                Template::compile(&self.row.source, &TemplateLimits::default())
                     .map(Arc::new)
                     .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
             })
@@ -144,6 +162,7 @@ pub struct Policy {
     keys_by_sha256: Arc<HashMap<String, Arc<KeyRow>>>,
     templates: Arc<HashMap<TenantId, HashMap<String, TemplateVersions>>>,
     secrets: Arc<HashMap<String, String>>,
+    limits: Arc<Limits>,
     /// The version that was applied, by `kind/key`.
     applied: Arc<HashMap<String, u64>>,
 }
@@ -216,6 +235,16 @@ impl Policy {
                 let row: SecretRow = serde_json::from_slice(&control.value).map_err(unreadable)?;
                 Arc::make_mut(&mut self.secrets).insert(control.key.clone(), row.value);
             }
+            (kind::LIMIT, false) => {
+                let row: LimitRow = serde_json::from_slice(&control.value).map_err(unreadable)?;
+                let no_quota = || UnreadablePolicy {
+                    kind: control.kind.clone(),
+                    key: control.key.clone(),
+                    cause: "its rate or its burst is out of range".into(),
+                };
+                Arc::make_mut(&mut self.limits).insert(Limit::of(row).ok_or_else(no_quota)?);
+            }
+            (kind::LIMIT, true) => Arc::make_mut(&mut self.limits).remove(&control.key),
             _ => {}
         }
         Ok(())
@@ -256,6 +285,11 @@ impl Policy {
         self.secrets.get(name).map(String::as_str)
     }
 
+    /// The limits in force.
+    pub fn limits(&self) -> &Arc<Limits> {
+        &self.limits
+    }
+
     /// A version of a template; the live one unless a version is named.
     pub fn template(&self, tenant: &TenantId, id: &str, version: Option<u32>) -> Option<&Arc<TemplateVersion>> {
         let template = self.templates.get(tenant)?.get(id)?;
@@ -273,7 +307,7 @@ mod tests {
     use super::*;
 
     fn tenant(version: u64, name: &str) -> Control {
-        let row = TenantRow { tenant_id: "t".into(), name: name.into(), created_ms: 0, updated_ms: 0 };
+        let row = TenantRow { tenant_id: "t".into(), name: name.into(), created_ms: 0, updated_ms: 0, quota: None };
         let value = serde_json::to_vec(&row).unwrap().into();
         Control { kind: kind::TENANT.into(), key: "t".into(), version, value, deleted: false }
     }

@@ -2,6 +2,7 @@
 //! backend passes. All are batch-shaped, object-safe, and shared as `Arc<dyn Port>`.
 
 pub mod admissions;
+pub mod budgets;
 pub mod channel;
 pub mod claims;
 pub mod directory;

@@ -218,7 +218,7 @@ fn policy() -> anyhow::Result<Policy> {
             .context("a policy of our own")
     };
     let tenant = TenantId::trusted("acme");
-    let row = TenantRow { tenant_id: "acme".into(), name: "Acme".into(), created_ms: 0, updated_ms: 0 };
+    let row = TenantRow { tenant_id: "acme".into(), name: "Acme".into(), created_ms: 0, updated_ms: 0, quota: None };
     put(kind::TENANT, "acme", serde_json::to_value(row)?)?;
     let key = KeyRow {
         key_id: "bench".into(),

@@ -10,7 +10,7 @@ use herald_core::problem::Problem;
 use herald_proto::v1::{
     inbox_server::InboxServer, notifications_server::NotificationsServer, users_server::UsersServer,
 };
-use http::Extensions;
+use http::{Extensions, HeaderMap};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 use tonic_health::ServingStatus;
@@ -71,6 +71,23 @@ impl<T> Call<T> {
 }
 
 impl Gateway {
+    /// An answer or a refusal that tells what is left of the tenant's quota.
+    fn with_quota<T>(&self, who: &Authenticated, answer: Result<Response<T>, Status>) -> Result<Response<T>, Status> {
+        let mut headers = HeaderMap::new();
+        self.tell_quota(who, &mut headers);
+        let told = MetadataMap::from_headers(headers);
+        match answer {
+            Ok(mut response) => {
+                response.metadata_mut().as_mut().extend(told.into_headers());
+                Ok(response)
+            }
+            Err(mut status) => {
+                status.metadata_mut().as_mut().extend(told.into_headers());
+                Err(status)
+            }
+        }
+    }
+
     fn call<T>(&self, request: Request<T>) -> Result<Call<T>, Status> {
         let (metadata, extensions, message) = request.into_parts();
         match self.authenticator.authenticate(metadata.as_ref()) {

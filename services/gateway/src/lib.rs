@@ -14,6 +14,7 @@ pub mod inbox;
 pub mod live;
 pub mod notify;
 pub mod people;
+mod quota;
 pub mod serve;
 pub mod service;
 pub mod status;

@@ -64,6 +64,7 @@ impl Gateway {
     ) -> Result<Accepted, Problem> {
         let tenant = who.caller.require(Scope::Notify)?;
         let _slot = self.admission_slot()?;
+        self.take_quota(&who.policy, tenant, 1)?;
         let draft = self.draft(&who.caller, request)?;
         if draft.idempotency_key.is_some() {
             let answers = self.accept_to_the_end(tenant, &who.policy, vec![Ok(draft)], trace).await?;
@@ -98,6 +99,7 @@ impl Gateway {
             return Err(Problem::field("notifications", code, detail));
         }
         let _slot = self.admission_slot()?;
+        self.take_quota(&who.policy, tenant, requests.len())?;
         let drafts: Vec<_> = requests.into_iter().map(|request| self.draft(&who.caller, request)).collect();
         if drafts.iter().flatten().any(|draft| draft.idempotency_key.is_some()) {
             self.accept_to_the_end(tenant, &who.policy, drafts, trace).await

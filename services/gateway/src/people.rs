@@ -287,6 +287,10 @@ fn check_quiet_hours(given: v1::QuietHours, errors: &mut Vec<FieldError>) -> Opt
             QuietPolicy::Defer
         }
     };
+    if errors.len() == before && start_minute == end_minute {
+        let detail = "Quiet hours end at another time than they start; leave them away for none.";
+        errors.push(FieldError::new("quiet_hours.end", "invalid_value", detail));
+    }
     (errors.len() == before).then_some(QuietHours { start_minute, end_minute, time_zone, policy })
 }
 

@@ -20,6 +20,7 @@ use crate::{
     admit::ChannelSet,
     config::Config,
     live::{Live, LiveDeps},
+    quota::Quotas,
 };
 
 /// What the gateway needs of the world.
@@ -71,6 +72,7 @@ pub struct Inner {
     pub(crate) live: Arc<Live>,
     /// Holds a task for each live connection.
     pub live_tasks: TaskTracker,
+    pub(crate) quotas: Quotas,
     admission_slots: Semaphore,
 }
 
@@ -94,6 +96,7 @@ impl Gateway {
             erasure_begun: Notify::new(),
             live,
             live_tasks,
+            quotas: Quotas::default(),
             shutdown,
             config,
             deps,

@@ -6,11 +6,12 @@ use anyhow::Context;
 use herald_core::{
     clock::World,
     ports::{
-        admissions::Admissions, claims::Claims, directory::Directory, erasures::Erasures, inbox::Inbox, ledger::Ledger,
-        log::Log, registry::Registry, sessions::Sessions,
+        admissions::Admissions, budgets::Budgets, claims::Claims, directory::Directory, erasures::Erasures,
+        inbox::Inbox, ledger::Ledger, log::Log, registry::Registry, sessions::Sessions,
     },
 };
 use herald_embedded::{
+    budgets::MemoryBudgets,
     claims::MemoryClaims,
     data_dir::{DataDir, Settings},
     kv::fjall::{FjallConfig, FjallKv},
@@ -38,12 +39,14 @@ pub struct Backends {
     pub registry: Arc<dyn Registry>,
     /// Dedupe claims.
     pub claims: Arc<dyn Claims>,
+    /// Token buckets.
+    pub budgets: Arc<dyn Budgets>,
     /// Live connections.
     pub sessions: Arc<dyn Sessions>,
 }
 
 impl Backends {
-    /// The ports on an embedded log and stores, with claims and sessions in memory.
+    /// The ports on an embedded log and stores, with claims, budgets and sessions in memory.
     pub fn embedded(log: EmbeddedLog, stores: &Stores) -> Self {
         Self {
             log: Arc::new(log),
@@ -54,6 +57,7 @@ impl Backends {
             inbox: stores.inbox.clone(),
             registry: stores.registry.clone(),
             claims: Arc::new(MemoryClaims::new()),
+            budgets: Arc::new(MemoryBudgets::new()),
             sessions: Arc::new(LocalSessions::new()),
         }
     }

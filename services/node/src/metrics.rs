@@ -32,7 +32,7 @@ pub fn registry(counters: &Counters) -> Registry {
 impl Collector for RoleMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let Counters { orchestrator, worker, ledger } = &self.0;
-        let counters: [(&str, &str, &AtomicU64); 20] = [
+        let counters: [(&str, &str, &AtomicU64); 23] = [
             ("expansion_pages", "Pages of audiences expanded", &orchestrator.pages),
             ("expansion_instances", "Instances created by expansion", &orchestrator.instances),
             (
@@ -41,10 +41,17 @@ impl Collector for RoleMetrics {
                 &orchestrator.second_admissions,
             ),
             ("expansion_store_delays", "Requests put off because a store was away", &orchestrator.store_delays),
+            ("expansion_paced", "Requests and continuations put off because a limit was used up", &orchestrator.paced),
             ("expansion_dead", "Requests that could not be processed", &orchestrator.dead),
             ("worker_attempts", "Messages handed to providers", &worker.attempts),
             ("worker_retries", "Messages put off for another attempt", &worker.retries),
             ("worker_unanswered", "Messages unanswered at their deadline, which may arrive twice", &worker.unanswered),
+            (
+                "worker_paced",
+                "Messages that waited for a limit, or for a provider that is down or asked for less",
+                &worker.paced,
+            ),
+            ("worker_quiet", "Messages that waited for the end of quiet hours", &worker.quiet),
             ("worker_not_attempted", "Messages that were not put on the wire and come again", &worker.not_attempted),
             ("worker_account_faults", "Faults of our accounts at providers", &worker.account_faults),
             ("worker_people_filled", "People read from the directory", &worker.people_filled),

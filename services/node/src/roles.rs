@@ -146,6 +146,7 @@ impl Roles {
             log: backends.log.clone(),
             directory: backends.directory.clone(),
             claims: backends.claims.clone(),
+            budgets: backends.budgets.clone(),
             inbox: backends.inbox.clone(),
             sessions: backends.sessions.clone(),
             channels,
@@ -164,6 +165,8 @@ impl Roles {
             log: backends.log.clone(),
             directory: backends.directory.clone(),
             admissions: backends.admissions.clone(),
+            budgets: backends.budgets.clone(),
+            policy: self.policy.clone(),
             world: world.clone(),
             stats: self.counters.orchestrator.clone(),
         };

@@ -4,18 +4,22 @@
 //! a chain of continuations on the log, so nothing else remembers progress, and tenants interleave page by page.
 
 pub mod expand;
+mod pacing;
 mod stage;
 
 use std::sync::Arc;
 
 use herald_core::{
     clock::World,
+    policy::Policy,
     ports::{
         admissions::Admissions,
+        budgets::Budgets,
         directory::Directory,
         log::{Log, Member},
     },
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// What an operator may set.
@@ -47,6 +51,10 @@ pub struct Deps {
     pub directory: Arc<dyn Directory>,
     /// First places of requests with an idempotency key.
     pub admissions: Arc<dyn Admissions>,
+    /// What paces expansion.
+    pub budgets: Arc<dyn Budgets>,
+    /// The limits in force.
+    pub policy: watch::Receiver<Arc<Policy>>,
     /// Clock and chance.
     pub world: World,
     /// What is counted.
@@ -64,6 +72,8 @@ pub struct Stats {
     pub second_admissions: std::sync::atomic::AtomicU64,
     /// Requests put off because a store was away.
     pub store_delays: std::sync::atomic::AtomicU64,
+    /// Requests and continuations put off because a limit was used up.
+    pub paced: std::sync::atomic::AtomicU64,
     /// Requests moved to overflow because the window was full.
     pub overflowed: std::sync::atomic::AtomicU64,
     /// Requests that could not be processed.

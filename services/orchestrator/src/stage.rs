@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Config, Deps,
     expand::{MAX_PAGE_USERS_PER_SHARD, Page, Recipients, continuation, expand},
+    pacing::{Allowance, Pacing},
 };
 
 /// What a tenant may expand before the next one's turn, in instances.
@@ -50,6 +51,7 @@ pub(crate) struct Stage {
     lanes: [DeficitRoundRobin<String, Unit>; 2],
     /// Covers every record that was polled.
     polled_mark: Mark,
+    pacing: Pacing,
 }
 
 /// A record to be processed.
@@ -85,16 +87,28 @@ impl Unit {
 }
 
 enum Expanded {
-    Page { transactional: bool, page: Box<Page>, next: Option<Box<Request>> },
-    Later { due_ms: u64 },
+    /// What is left of the audience goes on at once, or at `next_due_ms`.
+    Page {
+        transactional: bool,
+        page: Box<Page>,
+        next: Option<Box<Request>>,
+        next_due_ms: u64,
+    },
+    Later {
+        due_ms: u64,
+    },
     SecondAdmission,
-    Dead { cause: &'static str, detail: String },
+    Dead {
+        cause: &'static str,
+        detail: String,
+    },
 }
 
 impl Stage {
     pub(crate) async fn new(config: Config, deps: Deps, member: Member) -> anyhow::Result<Self> {
         let subscription = deps.log.subscribe(Group::Orchestrator, member).await?;
         Ok(Self {
+            pacing: Pacing::new(deps.budgets.clone(), member.count),
             config,
             deps,
             subscription,
@@ -267,18 +281,59 @@ impl Stage {
         (units, false)
     }
 
-    async fn expand_all(&self, units: &[Unit], now_ms: u64) -> Vec<Expanded> {
+    /// What each unit may expand; nothing is said while no limits are set.
+    async fn pace(&mut self, said: &[Result<Said, &'static str>], now_ms: u64) -> Vec<Allowance> {
+        let limits = self.deps.policy.borrow().limits().clone();
+        if limits.is_empty() {
+            return Vec::new();
+        }
+        let page = self.page_recipients();
+        let mut allowed = Vec::with_capacity(said.len());
+        for said in said {
+            allowed.push(match said {
+                Ok(Said { request, notification, .. }) if notification.send_at_ms <= now_ms => {
+                    self.pacing.allow(&limits, request, notification, page, &self.deps.world).await
+                }
+                _ => Allowance::Page,
+            });
+        }
+        allowed
+    }
+
+    fn settle_allowances(&mut self, allowed: &[Allowance], expanded: &[Expanded]) {
+        for (allowance, expanded) in allowed.iter().zip(expanded) {
+            match (allowance, expanded) {
+                (Allowance::Few(few), Expanded::Page { page, .. }) => self.pacing.put_back(few, page.instances),
+                (Allowance::Few(few), _) => self.pacing.put_back(few, 0),
+                (Allowance::Later { .. }, _) => self.count(&self.deps.stats.paced, 1),
+                (Allowance::Page, _) => {}
+            }
+        }
+    }
+
+    /// The most recipients of a page.
+    fn page_recipients(&self) -> usize {
+        (MAX_PAGE_USERS_PER_SHARD * self.deps.log.identity().layout.shards) as usize
+    }
+
+    async fn expand_all(&mut self, units: &[Unit], now_ms: u64) -> Vec<Expanded> {
         let said: Vec<Result<Said, &'static str>> = units.iter().map(Unit::read).collect();
-        let first = match self.first_places(units, &said).await {
+        let allowed = self.pace(&said, now_ms).await;
+        let this = &*self;
+        let first = match this.first_places(units, &said).await {
             Ok(first) => first,
             Err(error) => {
-                self.count(&self.deps.stats.store_delays, units.len() as u64);
+                this.count(&this.deps.stats.store_delays, units.len() as u64);
                 tracing::warn!(%error, "idempotency keys cannot be noted; the requests wait");
                 return units.iter().map(|_| Expanded::Later { due_ms: now_ms + STORE_DELAY_MS }).collect();
             }
         };
-        futures::future::join_all(said.into_iter().zip(first).map(|(said, first)| self.expand_one(said, first, now_ms)))
-            .await
+        let expanding = said.into_iter().zip(first).enumerate();
+        let expanding = expanding
+            .map(|(i, (said, first))| this.expand_one(said, first, allowed.get(i).unwrap_or(&Allowance::Page), now_ms));
+        let expanded = futures::future::join_all(expanding).await;
+        self.settle_allowances(&allowed, &expanded);
+        expanded
     }
 
     /// Whether each unit is the first admission of its idempotency key.
@@ -315,7 +370,13 @@ impl Stage {
         record.envelope.first_place.unwrap_or_else(|| dead_letters::place_of(record, self.deps.log.identity()))
     }
 
-    async fn expand_one(&self, said: Result<Said, &'static str>, first: bool, now_ms: u64) -> Expanded {
+    async fn expand_one(
+        &self,
+        said: Result<Said, &'static str>,
+        first: bool,
+        allowance: &Allowance,
+        now_ms: u64,
+    ) -> Expanded {
         let Said { request, notification, .. } = match said {
             Err(cause) => return dead(cause),
             Ok(_) if !first => return Expanded::SecondAdmission,
@@ -324,7 +385,14 @@ impl Stage {
         if notification.send_at_ms > now_ms {
             return Expanded::Later { due_ms: notification.send_at_ms };
         }
-        match self.expand_page(request, notification).await {
+        let (most, next_due_ms) = match allowance {
+            Allowance::Page => (self.page_recipients(), 0),
+            Allowance::Few(few) => (few.recipients.min(self.page_recipients()), few.rest_due_ms),
+            Allowance::Later { due_ms } if *due_ms > now_ms => return Expanded::Later { due_ms: *due_ms },
+            // Its time is over; the workers say so.
+            Allowance::Later { .. } => (self.page_recipients(), 0),
+        };
+        match self.expand_page(request, notification, most, next_due_ms).await {
             Ok(expanded) => expanded,
             Err(StoreError::Unavailable(error)) => {
                 self.count(&self.deps.stats.store_delays, 1);
@@ -335,7 +403,14 @@ impl Stage {
         }
     }
 
-    async fn expand_page(&self, request: Request, notification: Notification) -> Result<Expanded, StoreError> {
+    /// Expands a page of at most so many recipients.
+    async fn expand_page(
+        &self,
+        request: Request,
+        notification: Notification,
+        most: usize,
+        next_due_ms: u64,
+    ) -> Result<Expanded, StoreError> {
         let tenant = TenantId::trusted(&notification.tenant);
         let actor = self.actor(&tenant, &notification.actor_id).await?;
         let shards = self.deps.log.identity().layout.shards;
@@ -347,8 +422,7 @@ impl Stage {
             _ => None,
         };
         let (page, next) = if let Some(key) = stored {
-            let limit = (MAX_PAGE_USERS_PER_SHARD * shards) as usize;
-            let found = self.deps.directory.audience(&tenant, &key, request.cursor.clone(), limit).await?;
+            let found = self.deps.directory.audience(&tenant, &key, request.cursor.clone(), most).await?;
             let users: Vec<&str> = found.users.iter().map(String::as_str).collect();
             let recipients = Recipients::Users(users);
             let page = expand(&request, &notification, &recipients, &actor, found.next.is_some(), shards);
@@ -358,7 +432,8 @@ impl Stage {
             };
             (page, next)
         } else if let Some(Kind::Inline(list)) = kind {
-            let page = expand(&request, &notification, &Recipients::Inline(&list.recipients), &actor, false, shards);
+            let (first, more) = (&list.recipients[..most.min(list.recipients.len())], list.recipients.len() > most);
+            let page = expand(&request, &notification, &Recipients::Inline(first), &actor, more, shards);
             let next = (!page.manifests[0].last).then(|| {
                 let rest = record::InlineList { recipients: list.recipients[page.taken..].to_vec() };
                 let rest = Audience { kind: Some(Kind::Inline(rest)) };
@@ -369,8 +444,8 @@ impl Stage {
             let Ok(users) = packed::unpack(&list.packed).collect::<Result<Vec<&str>, _>>() else {
                 return Ok(dead("undecodable"));
             };
-            let recipients = Recipients::Users(users.clone());
-            let page = expand(&request, &notification, &recipients, &actor, false, shards);
+            let recipients = Recipients::Users(users[..most.min(users.len())].to_vec());
+            let page = expand(&request, &notification, &recipients, &actor, users.len() > most, shards);
             let next = (!page.manifests[0].last).then(|| {
                 let rest = &users[page.taken..];
                 let list = record::UserList { packed: packed::pack(rest.iter().copied()), count: rest.len() as u32 };
@@ -382,7 +457,7 @@ impl Stage {
             return Ok(dead("unknown_audience"));
         };
         let transactional = notification.transactional;
-        Ok(Expanded::Page { transactional, page: Box::new(page), next: next.map(Box::new) })
+        Ok(Expanded::Page { transactional, page: Box::new(page), next: next.map(Box::new), next_due_ms })
     }
 
     async fn actor(&self, tenant: &TenantId, actor_id: &str) -> Result<Bytes, StoreError> {
@@ -404,7 +479,7 @@ impl Stage {
     fn put_out(&self, outputs: &mut Outputs, unit: &Unit, expanded: Expanded, now_ms: u64) {
         let record = &unit.record;
         match expanded {
-            Expanded::Page { transactional, page, next } => {
+            Expanded::Page { transactional, page, next, next_due_ms } => {
                 self.count(&self.deps.stats.pages, 1);
                 self.count(&self.deps.stats.instances, page.instances);
                 let lane = if transactional { Lane::Transactional } else { Lane::Bulk };
@@ -419,7 +494,11 @@ impl Stage {
                     let mut envelope = record.envelope.clone();
                     envelope.schema = Schema::Continuation as i32;
                     envelope.waiting = None;
-                    outputs.record(requests_home(record.at), envelope, next.encode_to_vec().into());
+                    let (home, body) = (requests_home(record.at), next.encode_to_vec().into());
+                    match next_due_ms > now_ms {
+                        true => outputs.delayed(home, next_due_ms, envelope, body),
+                        false => outputs.record(home, envelope, body),
+                    }
                 }
             }
             Expanded::Later { due_ms } => {

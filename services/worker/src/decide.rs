@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use herald_core::{
     ids::channel_name,
-    people::Endpoint,
+    people::{Endpoint, QuietPolicy},
+    quiet_hours::quiet_until,
     record::{Channel, Notification},
 };
 
@@ -22,6 +23,8 @@ pub(crate) enum Verdict<'a> {
     Suppress(&'static str),
     /// Its time ran out after an attempt.
     Dead(&'static str),
+    /// It waits until then, in milliseconds since the epoch.
+    Wait(u64),
 }
 
 /// What is asked about.
@@ -36,7 +39,8 @@ pub(crate) struct Question<'a> {
 }
 
 /// Decides for one person: whether they were erased, the ttl, then who it is, then what they want, then where they can be
-/// reached.
+/// reached, then whether it is quiet there. Nobody is left without what they wait for, such as a code to log in, because it
+/// is night: quiet hours are for bulk messages.
 pub(crate) fn may_send<'a>(question: &Question<'_>, known: &'a Known) -> Verdict<'a> {
     if known.erased_ms > 0 && question.notification.accepted_ms <= known.erased_ms {
         return Verdict::Suppress(ERASED);
@@ -51,19 +55,29 @@ pub(crate) fn may_send<'a>(question: &Question<'_>, known: &'a Known) -> Verdict
     if known.preferences.channels.get(channel).is_some_and(|preference| !preference.allows(question.category)) {
         return Verdict::Suppress("opted_out");
     }
-    if question.channel == Channel::InApp {
-        // In-app reaches every registered user; an inline recipient without registration has no feed.
-        return if known.registered { Verdict::Send(None) } else { Verdict::Suppress("unreachable") };
+    // In-app reaches every registered user; an inline recipient without registration has no feed.
+    let endpoint = match question.channel {
+        Channel::InApp => None,
+        _ => known.endpoints.iter().find(|endpoint| endpoint.channel == channel),
+    };
+    let reachable = if question.channel == Channel::InApp { known.registered } else { endpoint.is_some() };
+    if !reachable {
+        return Verdict::Suppress("unreachable");
     }
-    match known.endpoints.iter().find(|endpoint| endpoint.channel == channel) {
-        Some(endpoint) => Verdict::Send(Some(endpoint)),
-        None => Verdict::Suppress("unreachable"),
+    if let Some((quiet, zone)) = known.quiet_hours().filter(|_| !question.notification.transactional)
+        && let Some(until_ms) = quiet_until(quiet, zone, question.now_ms)
+    {
+        return match quiet.policy {
+            QuietPolicy::Drop => Verdict::Suppress("quiet_hours"),
+            QuietPolicy::Defer => Verdict::Wait(until_ms.min(question.notification.expires_ms)),
+        };
     }
+    Verdict::Send(endpoint)
 }
 
 #[cfg(test)]
 mod tests {
-    use herald_core::people::{ChannelPreference, Person, User};
+    use herald_core::people::{ChannelPreference, Person, Preferences, QuietHours, User};
 
     use super::*;
 
@@ -135,5 +149,38 @@ mod tests {
             .channels
             .insert("in_app".into(), ChannelPreference { enabled: Some(false), ..Default::default() });
         assert_eq!(ask(&known, Channel::InApp, |q| q.inline = true), "Suppress(\"opted_out\")");
+    }
+
+    #[test]
+    fn quiet_hours_make_bulk_messages_wait_or_end_and_no_others() {
+        let known = |quiet_hours| {
+            let endpoint = Endpoint { channel: "email".into(), address: "a@example.org".into(), ..Default::default() };
+            let (endpoints, time_zone) = (vec![endpoint], Some("Asia/Tokyo".into()));
+            let user = User { endpoints, time_zone, ..Default::default() };
+            let preferences = Preferences { quiet_hours: Some(quiet_hours), ..Default::default() };
+            Known::of("u", Person { user: Some(user), preferences, ..Default::default() })
+        };
+        let (nine, ten) = (9 * 60, 10 * 60);
+        let hours = QuietHours { start_minute: nine, end_minute: ten, time_zone: None, policy: QuietPolicy::Defer };
+        // The epoch was at nine in Tokyo.
+        let hour_ms = 3_600_000;
+        let ask_at = |known: &Known, channel, now_ms, expires_ms, transactional| {
+            let notification = Notification { expires_ms, transactional, ..Default::default() };
+            let question =
+                Question { notification: &notification, channel, category: "", attempts: 0, inline: false, now_ms };
+            format!("{:?}", may_send(&question, known))
+        };
+        let deferred = known(hours.clone());
+        assert_eq!(ask_at(&deferred, Channel::Email, 5, u64::MAX, false), format!("Wait({hour_ms})"));
+        assert_eq!(ask_at(&deferred, Channel::InApp, 5, u64::MAX, false), format!("Wait({hour_ms})"));
+        assert_eq!(ask_at(&deferred, Channel::Email, 5, 60_000, false), "Wait(60000)", "no longer than its ttl");
+        assert!(ask_at(&deferred, Channel::Email, hour_ms, u64::MAX, false).starts_with("Send"));
+        assert!(ask_at(&deferred, Channel::Email, 5, u64::MAX, true).starts_with("Send"));
+        let dropped = known(QuietHours { policy: QuietPolicy::Drop, ..hours.clone() });
+        assert_eq!(ask_at(&dropped, Channel::Email, 5, u64::MAX, false), "Suppress(\"quiet_hours\")");
+        let elsewhere = known(QuietHours { time_zone: Some("Europe/London".into()), ..hours.clone() });
+        assert!(ask_at(&elsewhere, Channel::Email, 5, u64::MAX, false).starts_with("Send"));
+        let nowhere = known(QuietHours { time_zone: Some("Mars/Olympus".into()), ..hours });
+        assert!(ask_at(&nowhere, Channel::Email, 5, u64::MAX, false).starts_with("Wait"), "then the person's own zone");
     }
 }

@@ -152,6 +152,8 @@ pub(crate) struct Batch {
     pub provider: Arc<str>,
     pub sections: Vec<BatchSection>,
     pub items: Vec<Item>,
+    /// Messages without an answer that try whether the provider is up again.
+    pub probes: u64,
 }
 
 impl Batch {
@@ -367,7 +369,7 @@ mod tests {
             |section, answered| Item { section, index: 0, in_section: 0, user: "u".into(), book_hash: 0, answered };
         let items = vec![item(0, false), item(1, true), item(1, false), item(1, false)];
         let sections = vec![section(3), section(5)];
-        let mut batch = Batch { channel: ChannelKind::Email, provider: "null".into(), sections, items };
+        let mut batch = Batch { channel: ChannelKind::Email, provider: "null".into(), sections, items, probes: 0 };
         assert_eq!((batch.let_go(5), batch.let_go(5), batch.let_go(3)), (2, 0, 1));
     }
 }

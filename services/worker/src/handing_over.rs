@@ -128,7 +128,10 @@ impl Worker {
             };
             dispatch.spawn();
             let provider = Channel::provider(provider.as_ref()).into();
-            self.batches.insert(id, Batch { channel, provider, sections, items });
+            let is_first = |item: &&Item| sections[item.section].head.section.attempts == 0;
+            let first_attempts = items.iter().filter(is_first).count() as u64;
+            let probes = self.pacing.handed_over(channel, items.len() as u64, first_attempts);
+            self.batches.insert(id, Batch { channel, provider, sections, items, probes });
         }
     }
 }

@@ -5,22 +5,26 @@
 //! keeps in memory and with `user-changes` read to its end. What it decided and what providers answered is committed
 //! every few milliseconds, together with a map of what is finished, so one slow answer holds up nothing.
 
+mod breaker;
 mod burying;
 mod claiming;
 mod decide;
 mod delivery;
 mod handing_over;
+mod holding_back;
 mod in_app;
 mod in_doubt;
 mod live;
 mod moving;
 mod order;
+mod pacing;
 mod people;
 mod prepare;
 mod receipts;
 mod recent;
 mod redriver;
 mod retry;
+mod retry_budget;
 mod revive;
 mod router;
 mod section;
@@ -29,6 +33,7 @@ mod settling;
 mod shard;
 mod stage;
 mod stats;
+mod throttle;
 
 use std::sync::Arc;
 
@@ -36,6 +41,7 @@ use herald_core::{
     clock::World,
     policy::Policy,
     ports::{
+        budgets::Budgets,
         channel::Channel,
         claims::Claims,
         directory::Directory,
@@ -109,6 +115,8 @@ pub struct Deps {
     pub directory: Arc<dyn Directory>,
     /// Dedupe claims.
     pub claims: Arc<dyn Claims>,
+    /// What limits are taken of.
+    pub budgets: Arc<dyn Budgets>,
     /// In-app feeds.
     pub inbox: Arc<dyn Inbox>,
     /// Live connections.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use herald_core::{
     ids::TenantId,
-    people::{Endpoint, Person, Preferences},
+    people::{Endpoint, Person, Preferences, QuietHours},
 };
+use jiff::tz::TimeZone;
 use serde_json::Value;
 
 /// What is known of a person at the moment of sending.
@@ -22,6 +23,8 @@ pub(crate) struct Known {
     pub preferences: Preferences,
     /// As [`Person::erased_ms`].
     pub erased_ms: u64,
+    /// The zone of their quiet hours, if they have any.
+    pub quiet_zone: Option<TimeZone>,
 }
 
 impl Known {
@@ -29,7 +32,9 @@ impl Known {
     pub(crate) fn of(user_id: &str, person: Person) -> Self {
         let registered = person.user.is_some();
         let user = person.user.unwrap_or_default();
+        let quiet_hours = person.preferences.quiet_hours.as_ref();
         Self {
+            quiet_zone: quiet_hours.map(|quiet| zone_of(quiet, user.time_zone.as_deref())),
             id: user_id.into(),
             registered,
             locale: user.locale,
@@ -40,6 +45,18 @@ impl Known {
             erased_ms: person.erased_ms,
         }
     }
+
+    /// When they want to be left alone, and where.
+    pub(crate) fn quiet_hours(&self) -> Option<(&QuietHours, &TimeZone)> {
+        self.preferences.quiet_hours.as_ref().zip(self.quiet_zone.as_ref())
+    }
+}
+
+/// The zone of a person's quiet hours: the one that they name, else the person's, else UTC. A name that this machine's
+/// database does not know is passed over.
+fn zone_of(quiet: &QuietHours, time_zone: Option<&str>) -> TimeZone {
+    let mut names = quiet.time_zone.as_deref().into_iter().chain(time_zone);
+    names.find_map(|name| TimeZone::get(name).ok()).unwrap_or(TimeZone::UTC)
 }
 
 type Generation = HashMap<TenantId, HashMap<Box<str>, (u64, Arc<Known>)>>;

@@ -159,6 +159,7 @@ pub(crate) fn inline_known(inline: &InlineRecipient, stored: &Known) -> Known {
         endpoints,
         preferences: stored.preferences.clone(),
         erased_ms: stored.erased_ms,
+        quiet_zone: stored.quiet_zone.clone(),
     }
 }
 

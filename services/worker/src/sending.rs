@@ -25,6 +25,7 @@ use crate::{
     in_app::InAppItems,
     moving::deliveries_home,
     order::{OrderKey, order_key},
+    pacing::Pass,
     people::Known,
     prepare::{NoRenderer, Renderer, content_of},
     receipts::End,
@@ -52,16 +53,20 @@ pub(crate) struct Job {
     /// What its instances are rendered with, once it is known.
     rendering: Option<Rendering>,
     /// Who they are for, in the order of its chunk.
-    people: Vec<Arc<Known>>,
+    pub people: Vec<Arc<Known>>,
     /// What is to become of each.
-    fates: Vec<Fate>,
+    pub fates: Vec<Fate>,
+    /// What was taken of limits for them.
+    pub pass: Option<Pass>,
 }
 
-enum Fate {
+pub(crate) enum Fate {
     /// Send.
     Send,
     /// It ends here; with an error code.
     End(State, &'static str, String),
+    /// It waits until then, in milliseconds since the epoch.
+    Wait(u64),
 }
 
 struct Rendering {
@@ -71,6 +76,11 @@ struct Rendering {
 }
 
 impl Job {
+    /// How many are to be sent.
+    pub(crate) fn sending(&self) -> u64 {
+        self.fates.iter().filter(|fate| matches!(fate, Fate::Send)).count() as u64
+    }
+
     fn category(&self) -> &str {
         self.rendering.as_ref().map_or("", |rendering| &rendering.category)
     }
@@ -133,7 +143,7 @@ impl Worker {
             taken += queued.cost();
             let careful = shard.tracks.get(&queued.topic).is_some_and(|track| track.is_careful(queued.unit));
             let (rendering, people, fates) = (None, Vec::new(), Vec::new());
-            jobs.push(Job { shard: number, queued, order, careful, rendering, people, fates });
+            jobs.push(Job { shard: number, queued, order, careful, rendering, people, fates, pass: None });
             if careful {
                 break;
             }
@@ -147,19 +157,23 @@ impl Worker {
         let mut jobs = self.with_people(jobs).await;
         let generation = self.freshness.generation();
         self.decide(&mut jobs);
+        self.pace(&mut jobs, policy.limits()).await;
+        let jobs = self.hold_back(jobs);
         let jobs = self.claim(jobs).await;
         let mut outgoing = Outgoing::default();
         for job in jobs {
+            self.put_back_unsent(&job);
             let (channel, cost) = (job.queued.chunk.head.channel, job.queued.cost());
             let (shard, order) = (job.shard, job.order);
             let sent = self.render(job, &policy, &mut outgoing);
             self.done_with(shard, channel, order, cost - sent);
         }
         self.hand_over(outgoing, generation);
+        self.pacing.turn_is_over();
     }
 
     /// Takes back what was counted as handed over and was not, and the turn's own hold on the order.
-    fn done_with(&mut self, shard: u32, channel: Channel, order: Option<OrderKey>, not_sent: u64) {
+    pub(crate) fn done_with(&mut self, shard: u32, channel: Channel, order: Option<OrderKey>, not_sent: u64) {
         self.in_doubt.drop(channel, not_sent);
         if let Some(key) = order
             && let Some(shard) = self.shards.get_mut(&shard)
@@ -288,6 +302,10 @@ impl Worker {
                 Verdict::Send(_) => Fate::Send,
                 Verdict::Suppress(reason) => Fate::End(State::Suppressed, reason, String::new()),
                 Verdict::Dead(reason) => Fate::End(State::Dead, reason, String::new()),
+                Verdict::Wait(until_ms) => {
+                    self.deps.stats.add(|s| &s.quiet, 1);
+                    Fate::Wait(until_ms)
+                }
             };
             job.fates = job.people.iter().map(fate).collect();
         }
@@ -389,6 +407,8 @@ impl SectionRenderer<'_> {
             let index = job.queued.chunk.first + job.queued.chunk.users[at];
             let end = match fate {
                 Fate::End(state, reason, error_code) => End { error_code, ..End::by_rule(state, reason, attempts) },
+                // Held back before.
+                Fate::Wait(_) => continue,
                 Fate::Send if in_app.add_shared(&known.id, known.locale.as_deref()) => {
                     finished.push(index);
                     continue;

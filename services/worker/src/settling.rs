@@ -16,8 +16,8 @@ use crate::{
     stage::Worker,
 };
 
-/// Further attempts of a batch that fall into the same span share a record.
-const RETRY_GRAIN_MS: u64 = 100;
+/// Messages of a section that are due within the same span share a record.
+pub(crate) const DUE_GRAIN_MS: u64 = 100;
 
 impl Worker {
     pub(crate) fn take_events(&mut self) {
@@ -55,7 +55,9 @@ impl Worker {
             self.settle(batch, unanswered);
             let sections = self.batches.get(&batch).map_or(0, |batch| batch.sections.len());
             (0..sections).for_each(|section| self.begun(batch, section));
-            self.batches.remove(&batch);
+            if let Some(batch) = self.batches.remove(&batch) {
+                self.pacing.forget(batch.channel, batch.probes);
+            }
         }
     }
 
@@ -76,6 +78,11 @@ impl Worker {
 
     fn settle(&mut self, id: u64, mut outcomes: Vec<(usize, Outcome)>) {
         let Some(mut batch) = self.batches.remove(&id) else { return };
+        for (_, outcome) in &outcomes {
+            let probe = batch.probes > 0;
+            batch.probes -= u64::from(probe);
+            self.pacing.answered(batch.channel, probe, outcome, &self.deps.world);
+        }
         outcomes.retain(|(i, _)| batch.items.get(*i).is_some_and(|item| !item.answered));
         // Section by section, whatever the order of the answers; each counts once.
         outcomes.sort_by_key(|(i, _)| *i);
@@ -122,7 +129,7 @@ impl Worker {
                         Why::NotAttempted => self.deps.stats.add(|s| &s.not_attempted, 1),
                         Why::AccountFault => self.deps.stats.add(|s| &s.account_faults, 1),
                     }
-                    let due_ms = now_ms + delay_ms.div_ceil(RETRY_GRAIN_MS) * RETRY_GRAIN_MS;
+                    let due_ms = now_ms + delay_ms.div_ceil(DUE_GRAIN_MS) * DUE_GRAIN_MS;
                     again.entry((attempts, due_ms)).or_default().push(item.in_section);
                 }
             }

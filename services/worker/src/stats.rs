@@ -11,6 +11,10 @@ pub struct Stats {
     pub retries: AtomicU64,
     /// Messages that were unanswered at their deadline; they may arrive twice.
     pub unanswered: AtomicU64,
+    /// Messages that waited because a limit was used up, or their provider was down or asked for less.
+    pub paced: AtomicU64,
+    /// Messages that waited for the end of somebody's quiet hours.
+    pub quiet: AtomicU64,
     /// Messages that were not put on the wire and come again.
     pub not_attempted: AtomicU64,
     /// Faults of our own accounts at providers.

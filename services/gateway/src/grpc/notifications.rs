@@ -23,7 +23,7 @@ impl Notifications for Gateway {
         let trace = call.metadata.get("traceparent").and_then(|value| value.to_str().ok());
         let accepted = self.notify(&call.who, call.message, trace).await;
         let replayed = accepted.as_ref().is_ok_and(|accepted| accepted.deduplicated);
-        let mut response = answer(accepted.map(response), &call.extensions)?;
+        let mut response = self.with_quota(&call.who, answer(accepted.map(response), &call.extensions))?;
         if replayed {
             response.metadata_mut().insert("idempotent-replayed", MetadataValue::from_static("true"));
         }
@@ -38,7 +38,7 @@ impl Notifications for Gateway {
         let trace = call.metadata.get("traceparent").and_then(|value| value.to_str().ok());
         let answers = self.notify_batch(&call.who, call.message.notifications, trace).await;
         let id = RequestId::text(&call.extensions);
-        answer(answers.map(|answers| batch_response(answers, id)), &call.extensions)
+        self.with_quota(&call.who, answer(answers.map(|answers| batch_response(answers, id)), &call.extensions))
     }
 
     type NotifyStreamStream = Pin<Box<dyn Stream<Item = Result<v1::NotifyResult, Status>> + Send>>;

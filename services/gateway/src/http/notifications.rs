@@ -3,7 +3,7 @@
 use axum::{
     Extension,
     extract::{Path, State},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use herald_api::{
     auth::Authenticated,
@@ -40,11 +40,15 @@ pub async fn notify(
         // What is no text is refused as every other key with characters that are not allowed.
         request.idempotency_key = Some(key.to_str().unwrap_or_default().to_owned());
     }
-    let accepted = gateway.notify(&who, request, header_text(&headers, &TRACE_PARENT)).await?;
-    let mut answer = answer(StatusCode::ACCEPTED, &response(accepted));
-    if accepted.deduplicated {
+    let accepted = gateway.notify(&who, request, header_text(&headers, &TRACE_PARENT)).await;
+    let mut answer = match &accepted {
+        Ok(accepted) => answer(StatusCode::ACCEPTED, &response(*accepted)),
+        Err(problem) => Rejection(problem.clone()).into_response(),
+    };
+    if accepted.is_ok_and(|accepted| accepted.deduplicated) {
         answer.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
     }
+    gateway.tell_quota(&who, answer.headers_mut());
     Ok(answer)
 }
 
@@ -55,14 +59,18 @@ pub async fn notify_batch(
     Extension(request_id): Extension<RequestId>,
     headers: HeaderMap,
     Json(request): Json<v1::NotifyBatchRequest>,
-) -> Result<Json<v1::NotifyBatchResponse>, Rejection> {
+) -> Result<Response, Rejection> {
     if headers.contains_key(&IDEMPOTENCY_KEY) {
         let detail = "Give each notification of a batch its own idempotency_key.";
         return Err(Problem::field("Idempotency-Key", "not_allowed", detail).into());
     }
     let trace = header_text(&headers, &TRACE_PARENT);
-    let answers = gateway.notify_batch(&who, request.notifications, trace).await?;
-    Ok(Json(batch_response(answers, request_id.as_str())))
+    let mut answer = match gateway.notify_batch(&who, request.notifications, trace).await {
+        Ok(answers) => answer(StatusCode::OK, &batch_response(answers, request_id.as_str())),
+        Err(problem) => Rejection(problem).into_response(),
+    };
+    gateway.tell_quota(&who, answer.headers_mut());
+    Ok(answer)
 }
 
 /// `GET /v1/status/{request_id}`

@@ -12,5 +12,6 @@ mod idempotency;
 mod inbox;
 mod isolation;
 mod people;
+mod quota;
 mod status;
 mod world;

@@ -12,8 +12,8 @@ use herald_core::{
     clock::{Clock, Entropy, World},
     ids::TenantId,
     policy::{
-        KeyRow, Policy, SIGNING_SECRET, SecretRow, TemplateHead, TemplateRow, TenantRow, kind, template_head_key,
-        template_row_key,
+        KeyRow, Policy, QuotaRow, SIGNING_SECRET, SecretRow, TemplateHead, TemplateRow, TenantRow, kind,
+        template_head_key, template_row_key,
     },
     ports::log::{Identity, Log, Record},
     record::{Channel, Control, Notification, Request as RequestRecord},
@@ -205,6 +205,13 @@ impl TestWorld {
         address
     }
 
+    /// Gives a tenant a quota, or none.
+    pub fn put_quota(&self, tenant: &str, quota: Option<(f64, u64)>) {
+        let quota = quota.map(|(per_second, burst)| QuotaRow { per_second, burst });
+        let row = TenantRow { tenant_id: tenant.into(), name: tenant.into(), created_ms: 0, updated_ms: 0, quota };
+        self.policy.send_modify(|policy| put(Arc::make_mut(policy), kind::TENANT, tenant, &row));
+    }
+
     pub fn put_template(&self, tenant: &str, id: &str, source: Value) {
         self.policy.send_modify(|policy| put_template(Arc::make_mut(policy), tenant, id, source));
     }
@@ -226,7 +233,8 @@ fn policy() -> Policy {
     let mut policy = Policy::default();
     put(&mut policy, kind::SECRET, SIGNING_SECRET, &SecretRow { value: SECRET.into() });
     for tenant in ["acme", "other"] {
-        let row = TenantRow { tenant_id: tenant.into(), name: tenant.into(), created_ms: 0, updated_ms: 0 };
+        let row =
+            TenantRow { tenant_id: tenant.into(), name: tenant.into(), created_ms: 0, updated_ms: 0, quota: None };
         put(&mut policy, kind::TENANT, tenant, &row);
         put_key(&mut policy, tenant, Some(tenant), &TENANT_SCOPES);
         put_template(

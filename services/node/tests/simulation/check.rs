@@ -14,7 +14,7 @@ use herald_ledger::proof::prove;
 use herald_node::backends::Backends;
 
 use crate::{
-    provider::Seen,
+    provider::{Begun, Seen},
     scenario::{DAY_MS, GUEST, Scenario, ScenarioKind, Sent},
 };
 
@@ -68,6 +68,7 @@ pub async fn contradictions(facts: &Facts<'_>, backends: &Backends) -> anyhow::R
     check_inboxes(facts, &sent, &ends, backends, &mut found).await?;
     check_provider(facts, &ends, &mut found);
     check_starts(facts, &mut found);
+    check_limits(facts, &mut found);
     if facts.scenario.kind == ScenarioKind::Orderly {
         check_order(facts, &mut found);
     }
@@ -237,6 +238,26 @@ fn check_starts(facts: &Facts<'_>, found: &mut Vec<String>) {
         }
         if late(facts.taken_over_ms.get(&begun.generation), 3_000) {
             found.push(format!("{begun:?} was begun by a worker that was replaced"));
+        }
+    }
+}
+
+/// Over any window no more is sent than the rate times (the window + 1 s) and one burst, or one more for each restart,
+/// which forgets the buckets. What is handed to the provider is begun within its deadline.
+fn check_limits(facts: &Facts<'_>, found: &mut Vec<String>) {
+    const LEASE_AND_DEADLINE_MS: u64 = 1_000 + 2_000;
+    for limit in &facts.scenario.limits {
+        let of_tenant = |begun: &&Begun| limit.scope.tenant.as_deref().is_none_or(|tenant| tenant == begun.tenant);
+        let mut times: Vec<u64> = facts.seen.begun.iter().filter(of_tenant).map(|begun| begun.at_ms).collect();
+        times.sort_unstable();
+        let bursts = (limit.burst * (facts.restarts + 1)) as f64;
+        let allowed = |window_ms: u64| limit.per_second * (window_ms + LEASE_AND_DEADLINE_MS) as f64 / 1_000.0 + bursts;
+        for (from, first_ms) in times.iter().enumerate() {
+            let is_over = |(to, last_ms): (usize, &u64)| (to + 1) as f64 > allowed(last_ms - first_ms);
+            if let Some(to) = times[from..].iter().enumerate().position(is_over) {
+                found.push(format!("{:?} was exceeded: {} sends from {first_ms} on", limit.scope, to + 1));
+                break;
+            }
         }
     }
 }

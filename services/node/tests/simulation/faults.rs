@@ -8,11 +8,13 @@ use std::{
 use async_trait::async_trait;
 use herald_core::{
     books::Totals,
+    bucket::{Ask, Lease},
     ids::{NotificationId, TenantId},
     people::{Person, User},
     ports::{
         StoreError,
         admissions::{Admission, Admissions, PlaceNote},
+        budgets::Budgets,
         claims::{ClaimReply, ClaimRequest, Claims},
         directory::{AudienceKey, AudiencePage, Changed, Directory, Membership, PersonChange},
         inbox::{Counts, EventId, Inbox, Item, MarkAs, StateFilter, Which},
@@ -47,6 +49,8 @@ pub enum Mutant {
     ReceiptTwice,
     /// The worker does not learn who changed.
     ChangesUnread,
+    /// Every budget gives whatever is asked.
+    LimitNotTaken,
 }
 
 /// What goes wrong in a run.
@@ -97,7 +101,8 @@ impl Faults {
             directory: Arc::new(Faulty { faults: faults.clone(), inner: backends.directory }),
             ledger: Arc::new(Faulty { faults: faults.clone(), inner: backends.ledger }),
             inbox: Arc::new(Faulty { faults: faults.clone(), inner: backends.inbox }),
-            claims: Arc::new(Faulty { faults, inner: backends.claims }),
+            claims: Arc::new(Faulty { faults: faults.clone(), inner: backends.claims }),
+            budgets: Arc::new(Faulty { faults, inner: backends.budgets }),
             ..backends
         }
     }
@@ -395,5 +400,19 @@ impl Claims for Faulty<dyn Claims> {
 
     async fn load(&self, shard: u32, claims: Vec<Claim>, sequence: u64) -> Result<(), StoreError> {
         self.inner.load(shard, claims, sequence).await
+    }
+}
+
+#[async_trait]
+impl Budgets for Faulty<dyn Budgets> {
+    async fn lease(&self, groups: &[Vec<Ask>], now_ms: u64) -> Result<Vec<Lease>, StoreError> {
+        self.faults.store().await?;
+        match self.faults.mutant {
+            Mutant::LimitNotTaken => {
+                let all = |asks: &Vec<Ask>| Lease::Granted(asks.iter().map(|ask| ask.tokens).collect());
+                Ok(groups.iter().map(all).collect())
+            }
+            _ => self.inner.lease(groups, now_ms).await,
+        }
     }
 }

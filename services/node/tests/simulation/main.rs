@@ -10,6 +10,7 @@
 
 mod check;
 mod faults;
+mod pacing;
 mod provider;
 mod scenario;
 mod world;
@@ -397,6 +398,7 @@ fn some_seed_catches_each_mutant() {
         Mutant::ManifestNotWritten,
         Mutant::ReceiptTwice,
         Mutant::ChangesUnread,
+        Mutant::LimitNotTaken,
     ] {
         let caught = (0..50).find(|seed| !simulate(*seed, mutant).contradictions.is_empty());
         println!("{mutant:?}: caught by seed {caught:?}");

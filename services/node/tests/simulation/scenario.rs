@@ -8,6 +8,7 @@ use herald_core::{
     clock::World,
     dead_letters::redrives,
     ids::{InstanceId, NotificationId, TenantId, ordering_partition, shard_of, user_hash},
+    limits::{LimitRow, LimitScope},
     outputs::FEATURE_LEVEL,
     packed,
     people::{ChannelPreference, Endpoint, Preferences, User},
@@ -92,6 +93,7 @@ pub struct Scenario {
     pub opted_out: BTreeSet<String>,
     pub followers: BTreeMap<String, BTreeSet<String>>,
     pub steps: Vec<Step>,
+    pub limits: Vec<LimitRow>,
     pub kind: ScenarioKind,
 }
 
@@ -129,7 +131,14 @@ impl Scenario {
             let some = users.iter().filter(|user| *user != followee && chance.one_in(2)).cloned().collect();
             followers.insert(followee.clone(), some);
         }
-        let mut scenario = Self { tenants, users, opted_out, followers, steps: Vec::new(), kind };
+        // Of one tenant on all channels, and of mail of everybody.
+        let limits = match kind {
+            ScenarioKind::Mixed if seed.is_multiple_of(3) => {
+                vec![limit(Some("t0"), None, 10.0, 8), limit(None, Some("email"), 30.0, 20)]
+            }
+            _ => Vec::new(),
+        };
+        let mut scenario = Self { tenants, users, opted_out, followers, steps: Vec::new(), limits, kind };
         scenario.steps = (0..steps as usize).map(|number| scenario.step(number, chance)).collect();
         scenario
     }
@@ -205,11 +214,22 @@ impl Scenario {
         }
     }
 
-    /// Stores tenants, templates, people and edges.
+    /// Stores limits, tenants, templates, people and edges.
     pub async fn set_up(&self, backends: &Backends, roles: &Roles, now_ms: u64) -> anyhow::Result<()> {
+        for limit in &self.limits {
+            let value = serde_json::to_vec(limit)?.into();
+            let put = roles.publisher.put(kind::LIMIT, &limit.id, Some(value), 0).await;
+            put.map_err(|e| anyhow::anyhow!("{e:?}"))?;
+        }
         for tenant in &self.tenants {
             let id = tenant.as_str().to_owned();
-            let row = TenantRow { tenant_id: id.clone(), name: id.clone(), created_ms: now_ms, updated_ms: now_ms };
+            let row = TenantRow {
+                tenant_id: id.clone(),
+                name: id.clone(),
+                created_ms: now_ms,
+                updated_ms: now_ms,
+                quota: None,
+            };
             let template = TemplateRow {
                 tenant_id: id,
                 template_id: "comment".into(),
@@ -253,6 +273,13 @@ impl Scenario {
     }
 }
 
+/// A limit of a tenant, a channel, or both.
+pub fn limit(tenant: Option<&str>, channel: Option<&str>, per_second: f64, burst: u64) -> LimitRow {
+    let (tenant, channel) = (tenant.map(str::to_owned), channel.map(str::to_owned));
+    let scope = LimitScope { tenant, channel, ..Default::default() };
+    LimitRow { id: scope.id(), scope, per_second, burst, created_ms: 0, updated_ms: 0 }
+}
+
 /// Somebody whose profile kills whoever reads it.
 pub const KILLER: &str = "killer";
 
@@ -265,7 +292,7 @@ fn inline_recipient(user: &str) -> InlineRecipient {
     InlineRecipient { user_id: user.to_owned(), endpoints: vec![endpoint], ..Default::default() }
 }
 
-fn user_list(users: &BTreeSet<String>) -> record::UserList {
+pub fn user_list(users: &BTreeSet<String>) -> record::UserList {
     let mut users: Vec<&str> = users.iter().map(String::as_str).collect();
     users.sort_by_key(|user| (user_hash(user), *user));
     record::UserList { count: users.len() as u32, packed: packed::pack(users) }

@@ -215,7 +215,7 @@ fn policy() -> Policy {
         let (kind, key) = (kind.into(), key.into());
         policy.apply(&Control { kind, key, version, value: value.into(), deleted: false }).unwrap();
     };
-    let tenant = TenantRow { tenant_id: "acme".into(), name: "Acme".into(), created_ms: 0, updated_ms: 0 };
+    let tenant = TenantRow { tenant_id: "acme".into(), name: "Acme".into(), created_ms: 0, updated_ms: 0, quota: None };
     put(kind::TENANT, "acme", serde_json::to_vec(&tenant).unwrap());
     for (key, scope) in [("hk_inbox", "inbox"), ("hk_notify", "notify")] {
         let row = KeyRow {

@@ -1,0 +1,316 @@
+//! Limits and providers in trouble, without other faults: what is attempted, and whose turn it is. On paused time shares
+//! and counts are exact, so they are asserted and speeds are not.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use herald_core::{
+    clock::World,
+    ids::{InstanceId, NotificationId, TenantId},
+    limits::LimitRow,
+    ports::{
+        channel::{Channel, Gate, Message, Outcome, Sink},
+        log::Identity,
+    },
+    record::{Channel as ChannelKind, audience::Kind},
+    topic::Layout,
+};
+use herald_embedded::{
+    SyncFirst,
+    disk::MemoryDisk,
+    kv::memory::MemoryKv,
+    log::{EmbeddedLog, LogOptions},
+    store::Stores,
+};
+use herald_node::{
+    backends::Backends,
+    roles::{Config, Roles},
+};
+
+use crate::{
+    IN_DOUBT,
+    scenario::{DAY_MS, Planned, Scenario, ScenarioKind, limit, send},
+    world::{Chance, EPOCH_MS, world_at},
+};
+
+/// How a provider behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mood {
+    Up,
+    /// It answers that it is out of order.
+    Down,
+    /// Nobody can connect to it.
+    Refuses,
+    /// It does not answer.
+    Hangs,
+    /// It takes so many a second, and asks to come back in a second for what is more.
+    Throttles(u64),
+}
+
+#[derive(Default)]
+struct Seen {
+    /// When each attempt was made, and for whom.
+    attempts: Vec<(u64, String)>,
+    taken: BTreeSet<InstanceId>,
+    /// The second, and how many were taken in it.
+    second: (u64, u64),
+}
+
+/// A provider whose mood the test sets.
+struct Moody {
+    mood: Mutex<Mood>,
+    seen: Mutex<Seen>,
+    world: World,
+}
+
+impl Moody {
+    fn answer(&self, message: &Message) -> Option<Outcome> {
+        let (now_ms, mood) = (self.world.now_ms(), *self.mood.lock().unwrap());
+        let code = || "mood".to_owned();
+        let mut seen = self.seen.lock().unwrap();
+        if mood == Mood::Refuses {
+            return Some(Outcome::NotAttempted { code: code() });
+        }
+        seen.attempts.push((now_ms, message.tenant.as_str().to_owned()));
+        if seen.second.0 != now_ms / 1_000 {
+            seen.second = (now_ms / 1_000, 0);
+        }
+        match mood {
+            Mood::Hangs => return None,
+            Mood::Down => return Some(Outcome::RetryAfter { after: None, code: code() }),
+            Mood::Throttles(most) if seen.second.1 >= most => {
+                return Some(Outcome::RetryAfter { after: Some(Duration::from_secs(1)), code: code() });
+            }
+            _ => {}
+        }
+        seen.second.1 += 1;
+        seen.taken.insert(message.instance);
+        Some(Outcome::Accepted { provider_id: None })
+    }
+}
+
+#[async_trait]
+impl Channel for Moody {
+    fn kind(&self) -> ChannelKind {
+        ChannelKind::Email
+    }
+
+    fn provider(&self) -> &str {
+        "moody"
+    }
+
+    async fn deliver(&self, batch: Vec<Message>, gate: Arc<dyn Gate>, sink: Arc<dyn Sink>) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let mut hangs = false;
+        for (index, message) in batch.iter().enumerate() {
+            match gate.open(index) {
+                false => sink.report(index, Outcome::NotAttempted { code: "gate".into() }),
+                true => match self.answer(message) {
+                    Some(outcome) => sink.report(index, outcome),
+                    None => hangs = true,
+                },
+            }
+        }
+        if hangs {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// A node with tenants of the same people, and its provider.
+struct Node {
+    backends: Backends,
+    provider: Arc<Moody>,
+    world: World,
+    tenants: Vec<TenantId>,
+    users: usize,
+    sent: Vec<(TenantId, NotificationId)>,
+    _roles: Roles,
+}
+
+impl Node {
+    async fn start(tenants: usize, users: usize, limits: Vec<LimitRow>) -> Self {
+        let chance = Chance::of_seed(7);
+        let world = world_at(EPOCH_MS, &chance);
+        let kv = Arc::new(MemoryKv::new());
+        let layout = Layout { shards: 4, requests: 2, receipts: 2 };
+        let identity = Identity { region: "sim".into(), epoch: 1, layout };
+        let options = LogOptions { low_water_bytes: 0, ..LogOptions::default() };
+        let stores_first: Arc<dyn SyncFirst> = kv.clone();
+        let disk = Arc::new(MemoryDisk::new());
+        let log = EmbeddedLog::open(disk, identity, options, stores_first, world.clock.clone()).unwrap();
+        let flushed = log.clone();
+        tokio::spawn(async move { flushed.flush_task().await });
+        let backends = Backends::embedded(log, &Stores::open(kv));
+        let provider = Arc::new(Moody { mood: Mutex::new(Mood::Up), seen: Mutex::default(), world: world.clone() });
+        let mut config = Config::default();
+        config.worker.in_doubt_instances = IN_DOUBT;
+        config.worker.send_deadline_ms = 2_000;
+        let roles = Roles::start(&config, &backends, vec![provider.clone()], &world).await.unwrap();
+        let scenario = Scenario {
+            tenants: (0..tenants).map(|i| TenantId::trusted(&format!("t{i}"))).collect(),
+            users: (0..users).map(|i| format!("u{i}")).collect(),
+            opted_out: BTreeSet::new(),
+            followers: BTreeMap::new(),
+            steps: Vec::new(),
+            limits,
+            kind: ScenarioKind::Crowds,
+        };
+        scenario.set_up(&backends, &roles, world.now_ms()).await.unwrap();
+        Self { backends, provider, world, tenants: scenario.tenants, users, sent: Vec::new(), _roles: roles }
+    }
+
+    /// Sends to everybody of a tenant, so many times.
+    async fn send_to_all(&mut self, tenant: usize, times: usize) {
+        for number in 0..times {
+            let planned = Planned {
+                tenant: self.tenants[tenant].clone(),
+                number,
+                kind: Kind::Everyone(true),
+                actor: format!("actor-{number}"),
+                dedupe_key: String::new(),
+                idempotency_key: String::new(),
+                transactional: false,
+                send_in_ms: 0,
+                ttl_ms: DAY_MS,
+                recipients: BTreeSet::new(),
+            };
+            let id = self.world.notification_id();
+            send(&planned, id, false, &self.backends, self.world.now_ms()).await.unwrap();
+            self.sent.push((planned.tenant, id));
+        }
+    }
+
+    fn is_now(&self, mood: Mood) {
+        *self.provider.mood.lock().unwrap() = mood;
+    }
+
+    fn attempts(&self) -> usize {
+        self.provider.seen.lock().unwrap().attempts.len()
+    }
+
+    /// Attempts by tenant.
+    fn shares(&self) -> BTreeMap<String, u64> {
+        let mut shares = BTreeMap::new();
+        for (_, tenant) in &self.provider.seen.lock().unwrap().attempts {
+            *shares.entry(tenant.clone()).or_default() += 1;
+        }
+        shares
+    }
+
+    /// Instances that exist so far, on all channels.
+    async fn accepted(&self) -> u64 {
+        let ids: Vec<NotificationId> = self.sent.iter().map(|(_, id)| *id).collect();
+        let totals = self.backends.ledger.totals(&ids).await.unwrap();
+        totals.iter().flatten().flat_map(|totals| totals.channels.values()).map(|channel| channel.created.count).sum()
+    }
+
+    /// Waits until everybody has every mail, for `within` of simulated time.
+    async fn all_taken(&self, within: Duration) {
+        let wanted = self.sent.len() * self.users;
+        let waiting = async {
+            while self.provider.seen.lock().unwrap().taken.len() < wanted {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let taken = tokio::time::timeout(within, waiting).await;
+        let seen = self.provider.seen.lock().unwrap();
+        assert!(taken.is_ok(), "{} of {wanted} were taken in {} attempts", seen.taken.len(), seen.attempts.len());
+    }
+}
+
+fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async { test().await });
+}
+
+/// Jain's index of fairness: 1 where all shares are equal, 1/n where one has everything.
+fn jain(shares: &BTreeMap<String, u64>) -> f64 {
+    let sum: f64 = shares.values().map(|share| *share as f64).sum();
+    let squares: f64 = shares.values().map(|share| (*share as f64).powi(2)).sum();
+    sum * sum / (shares.len() as f64 * squares)
+}
+
+#[test]
+fn a_provider_that_is_wholly_down_costs_few_attempts() {
+    for mood in [Mood::Down, Mood::Refuses, Mood::Hangs] {
+        run(async || {
+            let mut node = Node::start(2, 300, Vec::new()).await;
+            node.is_now(mood);
+            node.send_to_all(0, 1).await;
+            node.send_to_all(1, 1).await;
+            tokio::time::sleep(Duration::from_secs(600)).await;
+            let messages = 600;
+            let while_down = node.attempts();
+            assert!(while_down * 10 <= messages * 11, "{mood:?}: {while_down} attempts of {messages} messages");
+            node.is_now(Mood::Up);
+            node.all_taken(Duration::from_secs(300)).await;
+            let attempts = node.attempts();
+            assert!(
+                attempts * 10 <= messages * 11 + IN_DOUBT as usize * 10,
+                "{mood:?}: {attempts} attempts of {messages} messages in the end"
+            );
+        });
+    }
+}
+
+#[test]
+fn a_provider_that_asks_for_less_is_sent_what_it_takes() {
+    run(async || {
+        let mut node = Node::start(1, 300, Vec::new()).await;
+        node.is_now(Mood::Throttles(70));
+        node.send_to_all(0, 20).await;
+        node.all_taken(Duration::from_secs(600)).await;
+        let attempts = node.attempts();
+        assert!(attempts * 10 <= 6_000 * 11, "{attempts} attempts of 6000 messages");
+    });
+}
+
+#[test]
+fn equal_tenants_have_equal_shares_of_a_limit() {
+    run(async || {
+        let mut node = Node::start(5, 200, vec![limit(None, Some("email"), 100.0, 100)]).await;
+        // Who comes first has no more for it.
+        for tenant in 0..5 {
+            node.send_to_all(tenant, 5).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let shares = node.shares();
+        let sent: u64 = shares.values().sum();
+        assert!((2_500..=3_400).contains(&sent), "a limit of 100/s is used and kept: {sent} in 31 s");
+        assert!(shares.len() == 5 && jain(&shares) >= 0.95, "{shares:?}: {}", jain(&shares));
+    });
+}
+
+#[test]
+fn a_tenant_at_a_hundred_times_its_share_does_not_starve_a_small_one() {
+    run(async || {
+        let mut node = Node::start(2, 50, vec![limit(None, Some("email"), 100.0, 100)]).await;
+        node.send_to_all(0, 100).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        node.send_to_all(1, 1).await;
+        // Alone it would take half a second; with half of the limit, a second, and a turn of the shortest delays.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let shares = node.shares();
+        assert_eq!(shares.get("t1"), Some(&50), "{shares:?}");
+        assert!(shares["t0"] < 2_000, "{shares:?}");
+    });
+}
+
+#[test]
+fn a_limit_without_a_channel_paces_expansion_too() {
+    run(async || {
+        let mut node = Node::start(1, 1_000, vec![limit(Some("t0"), None, 100.0, 100)]).await;
+        node.send_to_all(0, 1).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let accepted = node.accepted().await;
+        assert!((300..=700).contains(&accepted), "{accepted} instances of 2000 after 5 s");
+        node.all_taken(Duration::from_secs(120)).await;
+        assert_eq!(node.accepted().await, 2_000);
+    });
+}

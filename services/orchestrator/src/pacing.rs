@@ -1,0 +1,102 @@
+//! How fast audiences are expanded: limits that do not say how a message travels shrink the page, and what is left of the
+//! audience waits as one continuation.
+
+use std::sync::Arc;
+
+use herald_core::{
+    clock::World,
+    ids::TenantId,
+    leases::{Budget, Leases},
+    limits::Limits,
+    ports::budgets::Budgets,
+    record::{Notification, Request, audience::Kind},
+    topic::Lane,
+    waiting::{Short, Waiting},
+};
+
+/// What a request or a continuation may expand now.
+#[derive(Debug)]
+pub(crate) enum Allowance {
+    /// A whole page.
+    Page,
+    /// A page of at most so many recipients.
+    Few(Few),
+    /// Nothing before this time, in milliseconds since the epoch.
+    Later { due_ms: u64 },
+}
+
+/// A small page and what was taken for it.
+#[derive(Debug)]
+pub(crate) struct Few {
+    /// The most recipients.
+    pub recipients: usize,
+    /// When what is left of the audience may go on, in milliseconds since the epoch; 0 for at once.
+    pub rest_due_ms: u64,
+    taken: u64,
+    budgets: Vec<Budget>,
+}
+
+/// Leased tokens, and who waits for more.
+pub(crate) struct Pacing {
+    leases: Leases,
+    waiting: Waiting,
+}
+
+impl Pacing {
+    /// `members` orchestrators share the budgets.
+    pub(crate) fn new(budgets: Arc<dyn Budgets>, members: u32) -> Self {
+        Self { leases: Leases::new(budgets, members), waiting: Waiting::default() }
+    }
+
+    /// Takes what a page of at most `page_recipients` needs.
+    pub(crate) async fn allow(
+        &mut self,
+        limits: &Limits,
+        request: &Request,
+        notification: &Notification,
+        page_recipients: usize,
+        world: &World,
+    ) -> Allowance {
+        let tenant = TenantId::trusted(&notification.tenant);
+        let budgets = limits.for_expansion(&tenant, &notification.template_id);
+        if budgets.is_empty() {
+            return Allowance::Page;
+        }
+        let channels = request.channels.len().max(1) as u64;
+        let recipients = page_recipients.min(listed(request).unwrap_or(page_recipients)).max(1) as u64;
+        let lane = if notification.transactional { Lane::Transactional } else { Lane::Bulk };
+        let wanted = recipients * channels;
+        let taken = self.leases.take(&budgets, wanted, lane == Lane::Transactional, world.now_ms()).await;
+        if let Some(error) = &taken.error {
+            tracing::warn!(%error, "the budgets do not answer; this orchestrator goes on with its share");
+        }
+        let rest_due_ms = taken.short.map_or(0, |(budget, quota)| {
+            let short = Short { budget, share: self.leases.share(quota), retry_after_ms: taken.retry_after_ms };
+            self.waiting.place(&short, &tenant, lane, wanted - taken.tokens, world)
+        });
+        match taken.tokens {
+            0 => Allowance::Later { due_ms: rest_due_ms.min(notification.expires_ms) },
+            // Every instance is held against the limit again when it is sent, so a recipient more does no harm.
+            tokens => Allowance::Few(Few {
+                recipients: tokens.div_ceil(channels) as usize,
+                rest_due_ms: rest_due_ms.min(notification.expires_ms),
+                taken: tokens,
+                budgets,
+            }),
+        }
+    }
+
+    /// Gives back what was taken for a page and did not become instances.
+    pub(crate) fn put_back(&mut self, few: &Few, instances: u64) {
+        self.leases.put_back(&few.budgets, few.taken.saturating_sub(instances));
+    }
+}
+
+/// How many recipients a request lists, if it lists them.
+fn listed(request: &Request) -> Option<usize> {
+    match request.audience.as_ref()?.kind.as_ref()? {
+        Kind::Users(list) => Some(list.count as usize),
+        Kind::Inline(list) => Some(list.recipients.len()),
+        _ => None,
+    }
+}

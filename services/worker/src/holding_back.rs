@@ -1,0 +1,91 @@
+//! What must not be sent now: quiet hours, limits and providers in trouble. It waits in a delay tier and counts as no
+//! attempt.
+
+use std::collections::BTreeMap;
+
+use herald_core::limits::Limits;
+
+use crate::{
+    moving::{deliveries_home, part_of},
+    sending::{Fate, Job},
+    settling::DUE_GRAIN_MS,
+    stage::Worker,
+};
+
+impl Worker {
+    /// Takes what is to be sent of every limit that applies. Those that a limit or their provider denies wait.
+    pub(crate) async fn pace(&mut self, jobs: &mut [Job], limits: &Limits) {
+        for job in jobs {
+            let head = &job.queued.chunk.head;
+            if self.pacing.is_free(limits, head.channel, head.section.attempts) {
+                continue;
+            }
+            let wanted = job.sending();
+            if wanted == 0 {
+                continue;
+            }
+            let provider = self.deps.channels.iter().find(|provider| provider.kind() == head.channel);
+            let provider = provider.map_or("", |provider| provider.provider());
+            let lane = job.queued.lane();
+            let pass = self.pacing.admit(limits, head, lane, provider, wanted, &self.deps.world).await;
+            self.deps.stats.add(|s| &s.paced, wanted - pass.count);
+            let sending = job.fates.iter_mut().filter(|fate| matches!(fate, Fate::Send));
+            sending.skip(pass.count as usize).for_each(|fate| *fate = Fate::Wait(pass.rest_due_ms));
+            job.pass = Some(pass);
+        }
+    }
+
+    /// Moves what waits to its delay tier. Jobs of which nothing is left are over.
+    pub(crate) fn hold_back(&mut self, jobs: Vec<Job>) -> Vec<Job> {
+        let mut left = Vec::with_capacity(jobs.len());
+        for mut job in jobs {
+            let held = self.hold_back_of(&mut job);
+            self.in_doubt.drop(job.queued.chunk.head.channel, held);
+            if job.fates.is_empty() {
+                self.done_with(job.shard, job.queued.chunk.head.channel, job.order, 0);
+            } else {
+                left.push(job);
+            }
+        }
+        left
+    }
+
+    /// Takes what waits out of a job; returns how many instances.
+    fn hold_back_of(&mut self, job: &mut Job) -> u64 {
+        if !job.fates.iter().any(|fate| matches!(fate, Fate::Wait(_))) {
+            return 0;
+        }
+        let Some(shard) = self.shards.get_mut(&job.shard) else { return 0 };
+        let now_ms = self.deps.world.now_ms();
+        let chunk = &mut job.queued.chunk;
+        let mut waiting: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+        for (fate, in_section) in job.fates.iter().zip(&chunk.users) {
+            if let Fate::Wait(due_ms) = fate {
+                let wait_ms = due_ms.saturating_sub(now_ms).div_ceil(DUE_GRAIN_MS) * DUE_GRAIN_MS;
+                waiting.entry(now_ms + wait_ms).or_default().push(*in_section);
+            }
+        }
+        let mut held = 0;
+        for (due_ms, users) in waiting {
+            held += users.len() as u64;
+            let (section, summary) = part_of(&chunk.head, &users, chunk.head.section.attempts);
+            let home = deliveries_home(job.queued.topic, shard.number);
+            shard.outputs.section(home, Some(due_ms), section, summary);
+            shard.finish(job.queued.topic, job.queued.offset, users.iter().map(|user| chunk.first + user));
+        }
+        let stays: Vec<bool> = job.fates.iter().map(|fate| !matches!(fate, Fate::Wait(_))).collect();
+        let mut kept = stays.iter();
+        chunk.users.retain(|_| kept.next().is_some_and(|stays| *stays));
+        let mut kept = stays.iter();
+        job.people.retain(|_| kept.next().is_some_and(|stays| *stays));
+        job.fates.retain(|fate| !matches!(fate, Fate::Wait(_)));
+        held
+    }
+
+    /// Gives back what was taken for messages that turned out not to be sent.
+    pub(crate) fn put_back_unsent(&mut self, job: &Job) {
+        if let Some(pass) = &job.pass {
+            self.pacing.put_back(pass, pass.count.saturating_sub(job.sending()));
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! How much may be sent now: limits, the provider's health and its pace. What may not waits in a delay tier.
+
+use std::sync::Arc;
+
+use herald_core::{
+    clock::World,
+    leases::{Budget, Leases},
+    limits::Limits,
+    ports::{budgets::Budgets, channel::Outcome},
+    record::Channel,
+    topic::Lane,
+    waiting::{Short, Waiting},
+};
+
+use crate::{
+    breaker::{Breaker, Health, Passage},
+    retry_budget::RetryBudget,
+    section::Head,
+    throttle::Throttle,
+};
+
+/// Providers that ask for longer waits are asked again after this time.
+const LONGEST_HINT_MS: u64 = 3_600_000;
+
+/// Waits for a provider that is down are spread over this time, so that not all ask at once.
+const SPREAD_MS: u64 = 4_000;
+
+const CHANNELS: usize = 5;
+
+/// What may be sent of a section.
+#[derive(Debug, Default)]
+pub(crate) struct Pass {
+    /// So many messages.
+    pub count: u64,
+    /// When the rest asks again, in milliseconds since the epoch.
+    pub rest_due_ms: u64,
+    /// What they were taken of.
+    pub budgets: Vec<Budget>,
+}
+
+/// One provider.
+struct Provider {
+    breaker: Breaker,
+    /// Probes that are admitted in this turn and not handed over yet.
+    planned: u64,
+    throttle: Throttle,
+    retries: RetryBudget,
+}
+
+/// A worker's view of limits and providers.
+pub(crate) struct Pacing {
+    leases: Leases,
+    /// By channel: the first provider of a kind serves it.
+    providers: [Provider; CHANNELS],
+    waiting: Waiting,
+}
+
+impl Pacing {
+    /// `members` workers share the budgets.
+    pub(crate) fn new(budgets: Arc<dyn Budgets>, members: u32, now_ms: u64) -> Self {
+        let provider = || Provider {
+            breaker: Breaker::default(),
+            planned: 0,
+            throttle: Throttle::default(),
+            retries: RetryBudget::new(now_ms),
+        };
+        Self {
+            leases: Leases::new(budgets, members),
+            providers: std::array::from_fn(|_| provider()),
+            waiting: Waiting::default(),
+        }
+    }
+
+    /// Whether there is nothing to ask before a first attempt is sent.
+    pub(crate) fn is_free(&self, limits: &Limits, channel: Channel, attempts: u32) -> bool {
+        let provider = &self.providers[channel as usize];
+        limits.is_empty() && attempts == 0 && provider.breaker.is_closed() && provider.throttle.quota().is_none()
+    }
+
+    /// Takes what so many messages of a section need of every budget. Those that get nothing ask again when it is worth
+    /// it, and no later than their ttl; the tenants that wait for one budget do so in turn.
+    pub(crate) async fn admit(
+        &mut self,
+        limits: &Limits,
+        head: &Head,
+        lane: Lane,
+        provider: &str,
+        wanted: u64,
+        world: &World,
+    ) -> Pass {
+        let now_ms = world.now_ms();
+        let at = &mut self.providers[head.channel as usize];
+        let mut count = wanted;
+        let mut short = None;
+        match at.breaker.passage(now_ms) {
+            Passage::All => {}
+            Passage::Some(few) => count = count.min(few.saturating_sub(at.planned)),
+            Passage::Not { until_ms } => {
+                let due_ms = until_ms + world.below(SPREAD_MS);
+                return Pass { rest_due_ms: due_ms.min(head.notification.expires_ms), ..Pass::default() };
+            }
+        }
+        let (room, retry_after_ms) = at.throttle.room(count, now_ms);
+        if let Some(share) = at.throttle.quota().filter(|_| room < count) {
+            short = Some(Short { budget: format!("pace/{provider}").into(), share, retry_after_ms });
+        }
+        count = room;
+        if head.section.attempts > 0 {
+            let room = at.retries.room(now_ms);
+            if room < count {
+                let share = RetryBudget::free_quota();
+                short =
+                    Some(Short { budget: format!("retry/{provider}").into(), share, retry_after_ms: share.ms_for(1) });
+            }
+            count = count.min(room);
+        }
+        let budgets = limits.for_sending(&head.tenant, &head.notification.template_id, head.channel, provider);
+        if count > 0 && !budgets.is_empty() {
+            let taken = self.leases.take(&budgets, count, lane == Lane::Transactional, now_ms).await;
+            if let Some(error) = &taken.error {
+                tracing::warn!(%error, "the budgets do not answer; this worker goes on with its share");
+            }
+            if let Some((budget, quota)) = taken.short {
+                let share = self.leases.share(quota);
+                short = Some(Short { budget, share, retry_after_ms: taken.retry_after_ms });
+            }
+            count = taken.tokens;
+        }
+        at.planned += count;
+        at.throttle.take(count);
+        if head.section.attempts > 0 {
+            at.retries.spend(count);
+        }
+        let rest_due_ms = match short {
+            _ if count == wanted => 0,
+            Some(short) => self.waiting.place(&short, &head.tenant, lane, wanted - count, world),
+            // The provider is being probed.
+            None => now_ms + world.below(SPREAD_MS),
+        };
+        Pass { count, rest_due_ms: rest_due_ms.min(head.notification.expires_ms), budgets }
+    }
+
+    /// Gives back what was taken just now for messages that ended without being sent.
+    pub(crate) fn put_back(&mut self, pass: &Pass, count: u64) {
+        self.leases.put_back(&pass.budgets, count);
+    }
+
+    /// Notes messages that are handed to a provider, of which so many are first attempts. Returns how many of them are
+    /// probes.
+    pub(crate) fn handed_over(&mut self, channel: Channel, count: u64, first_attempts: u64) -> u64 {
+        let provider = &mut self.providers[channel as usize];
+        provider.retries.earn(first_attempts);
+        if provider.breaker.handed_over(count) { count } else { 0 }
+    }
+
+    /// All that was admitted is handed over, or will not be.
+    pub(crate) fn turn_is_over(&mut self) {
+        self.providers.iter_mut().for_each(|provider| provider.planned = 0);
+    }
+
+    /// Notes that so many probes will have no answer any more.
+    pub(crate) fn forget(&mut self, channel: Channel, probes: u64) {
+        self.providers[channel as usize].breaker.forget(probes);
+    }
+
+    /// Notes what a provider answered.
+    pub(crate) fn answered(&mut self, channel: Channel, probe: bool, outcome: &Outcome, world: &World) {
+        let now_ms = world.now_ms();
+        let provider = &mut self.providers[channel as usize];
+        let health = health_of(outcome);
+        if health != Health::Unknown {
+            let refused = matches!(outcome, Outcome::RetryAfter { after: Some(_), .. });
+            provider.throttle.answered(refused, now_ms);
+        }
+        provider.breaker.answered(health, probe, now_ms, world);
+    }
+}
+
+/// What an outcome says of the provider.
+fn health_of(outcome: &Outcome) -> Health {
+    match outcome {
+        // Whatever became of the message, somebody answered properly.
+        Outcome::Accepted { .. }
+        | Outcome::EndpointGone { .. }
+        | Outcome::AddressBad { .. }
+        | Outcome::Rejected { .. } => Health::Up,
+        Outcome::RetryAfter { after, .. } => {
+            let retry_after_ms = after.map_or(0, |after| after.as_millis().min(u128::from(LONGEST_HINT_MS)) as u64);
+            Health::Down { retry_after_ms }
+        }
+        Outcome::NotAttempted { code } if held_back(code) => Health::Unknown,
+        Outcome::NotAttempted { .. } | Outcome::AccountFault { .. } | Outcome::Unknown { .. } => {
+            Health::Down { retry_after_ms: 0 }
+        }
+    }
+}
+
+/// Whether a message was not attempted for a reason of ours: its gate was closed, or the log was away.
+fn held_back(code: &str) -> bool {
+    matches!(code, "gate" | "log_unavailable") || code.ends_with(".gate")
+}

@@ -78,7 +78,8 @@ impl Table {
     }
 }
 
-/// A value as a cell: texts as they are, lists with commas, objects as `name=value`, nothing for null.
+/// A value as a cell: texts as they are, lists with commas, objects as `name=value`, nothing for
+/// null.
 pub fn cell(value: &Value) -> String {
     // Control characters of data must not reach the terminal.
     let plain = |text: &str| text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
@@ -87,7 +88,8 @@ pub fn cell(value: &Value) -> String {
         Value::String(text) => plain(text),
         Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(","),
         Value::Object(fields) => {
-            fields.iter().map(|(name, value)| format!("{}={}", plain(name), cell(value))).collect::<Vec<_>>().join(" ")
+            let set = fields.iter().filter(|(_, value)| !value.is_null());
+            set.map(|(name, value)| format!("{}={}", plain(name), cell(value))).collect::<Vec<_>>().join(" ")
         }
         other => other.to_string(),
     }
@@ -129,6 +131,6 @@ mod tests {
     #[test]
     fn what_a_terminal_would_obey_does_not_reach_it() {
         assert_eq!(cell(&json!("a\u{1b}[2Jb\n")), "a [2Jb ");
-        assert_eq!(cell(&json!({"email": [1, 2]})), "email=1,2");
+        assert_eq!(cell(&json!({"email": [1, 2], "push": null})), "email=1,2");
     }
 }

@@ -174,3 +174,22 @@ fn completions_and_manual_pages_are_made() {
         assert!(std::fs::read_to_string(dir.join(page)).unwrap().contains(".TH"), "{page}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_are_set_and_deleted_from_the_command_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let setup = Setup::new(&directory.path().join("data"));
+    let _process = setup.start().await;
+    let set = ["limits", "set", "tenant=demo", "channel=email", "--per-second", "5", "--burst", "7", "--json"];
+    let limit = answered(&operator(&setup, &set));
+    assert_eq!((limit["per_second"].as_f64(), &limit["scope"]["channel"]), (Some(5.0), &json!("email")));
+    let everything = answered(&operator(&setup, &["limits", "set", "all", "--per-second", "1000", "--json"]));
+    assert_eq!(everything["scope"]["tenant"], json!(null));
+    let listed = operator(&setup, &["limits", "list"]);
+    assert!(said(&listed).contains("channel=email tenant=demo"), "{}", said(&listed));
+    assert!(operator(&setup, &["limits", "delete", limit["id"].as_str().unwrap()]).status.success());
+    let left = answered(&operator(&setup, &["limits", "list", "--json"]));
+    assert_eq!(left["limits"].as_array().unwrap().len(), 1);
+    assert_eq!(operator(&setup, &["limits", "delete", "lim_nothing"]).status.code(), Some(4));
+    assert_eq!(operator(&setup, &["limits", "set", "all", "--per-second", "-1"]).status.code(), Some(2));
+}

@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::{RealDisk, sync_directory};
 
+mod restoring;
+
+pub use restoring::Restoring;
+
 /// The version of the directory's format that this code reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
 
@@ -20,6 +24,8 @@ pub const DEFAULT_LAYOUT: Layout = Layout { shards: 16, requests: 8, receipts: 4
 const DESCRIPTION_NAME: &str = "herald.json";
 const TEMPORARY_NAME: &str = "herald.json.new";
 const LOCK_NAME: &str = "LOCK";
+/// There from the begin of a restore until `herald.json` is.
+const RESTORING_NAME: &str = "restore.partial";
 /// What may be in a directory that is about to become Herald's.
 const HARMLESS_NAMES: [&str; 3] = [TEMPORARY_NAME, LOCK_NAME, "lost+found"];
 
@@ -58,6 +64,18 @@ pub enum DataDirError {
         /// A name in it.
         found: String,
     },
+    /// There is nothing.
+    #[error("there is no data directory of Herald at {0}")]
+    Absent(PathBuf),
+    /// There is data where a backup was to be restored.
+    #[error(
+        "{0} is a data directory already, and a restore never writes over data; move it away first, or choose another \
+         directory"
+    )]
+    HasData(PathBuf),
+    /// A restore was broken off.
+    #[error("restoring a backup into {0} was broken off; run the same herald restore again")]
+    HalfRestored(PathBuf),
     /// Something newer wrote it.
     #[error(
         "the data directory {path} has format version {found}, and this version of Herald knows {FORMAT_VERSION}; use the newer Herald"
@@ -106,16 +124,23 @@ pub enum DataDirError {
     BadLayout(Layout),
 }
 
-/// `herald.json`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Description {
-    format_version: u32,
-    region: String,
-    log_epoch: u32,
-    shards: u32,
-    requests_partitions: u32,
-    receipts_partitions: u32,
-    created_ms: u64,
+/// `herald.json`: what a data directory is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// See [`FORMAT_VERSION`].
+    pub format_version: u32,
+    /// The region's name.
+    pub region: String,
+    /// Raised by each restore from a backup.
+    pub log_epoch: u32,
+    /// Shards of users.
+    pub shards: u32,
+    /// Partitions of each requests topic.
+    pub requests_partitions: u32,
+    /// Partitions of the receipts topic.
+    pub receipts_partitions: u32,
+    /// When it was made, in milliseconds since the epoch.
+    pub created_ms: u64,
 }
 
 impl Description {
@@ -169,6 +194,25 @@ impl DataDir {
         Ok(Self { path, description, identity, _lock: lock })
     }
 
+    /// Opens a data directory as it is; there must be one.
+    pub fn open_existing(path: impl Into<PathBuf>) -> Result<Self, DataDirError> {
+        let path = path.into();
+        if !path.join(DESCRIPTION_NAME).exists() {
+            refuse_foreign(&path)?;
+            return Err(DataDirError::Absent(path));
+        }
+        let lock = lock(&path)?;
+        let description = read(&path)?.ok_or_else(|| DataDirError::Absent(path.clone()))?;
+        check_layout(description.layout())?;
+        let identity = identity(&description);
+        Ok(Self { path, description, identity, _lock: lock })
+    }
+
+    /// What the directory is.
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
     /// Region, log epoch and layout.
     pub fn identity(&self) -> &Identity {
         &self.identity
@@ -193,17 +237,6 @@ impl DataDir {
     pub fn journal_disk(&self) -> io::Result<RealDisk> {
         RealDisk::open(self.journal_path())
     }
-
-    /// Begins a new log epoch: to be called once after the directory was restored from a backup, so that ids made of
-    /// places on the log stay unique although places are used again.
-    pub fn raise_log_epoch(&mut self) -> Result<u32, DataDirError> {
-        let mut description = self.description.clone();
-        description.log_epoch += 1;
-        write(&self.path, &description)?;
-        self.identity = identity(&description);
-        self.description = description;
-        Ok(self.identity.epoch)
-    }
 }
 
 fn identity(description: &Description) -> Identity {
@@ -223,6 +256,9 @@ fn check_layout(layout: Layout) -> Result<(), DataDirError> {
 }
 
 fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
+    if path.join(RESTORING_NAME).exists() {
+        return Err(DataDirError::HalfRestored(path.to_owned()));
+    }
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

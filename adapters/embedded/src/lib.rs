@@ -5,6 +5,7 @@
 //! durable no later than the commit, and a stage that stores something only after the records it rests on are durable
 //! can never be ahead of the log after a power cut.
 
+pub mod backup;
 pub mod budgets;
 pub mod claims;
 pub mod data_dir;

@@ -13,9 +13,11 @@ mod cache;
 mod clean;
 mod flush;
 pub mod format;
+pub mod inspect;
 mod mark;
 mod reading;
 mod recovery;
+mod snapshot;
 mod state;
 mod subscription;
 
@@ -31,9 +33,11 @@ use parking_lot::{Condvar, Mutex};
 use tokio::{sync::Notify, time::Instant};
 
 pub use flush::FlusherThread;
+pub(crate) use mark::create_mark;
 pub use recovery::OpenError;
+pub use snapshot::JournalSnapshot;
 
-use self::{flush::Writer, state::State, subscription::EmbeddedSubscription};
+use self::{flush::Writer, snapshot::Held, state::State, subscription::EmbeddedSubscription};
 use crate::{SyncFirst, disk::Disk};
 
 /// How often the free space is looked up.
@@ -104,6 +108,8 @@ struct Shared {
     /// Wakes the flusher task.
     work_task: Notify,
     writer: Mutex<Writer>,
+    /// Segments that snapshots keep on the disk.
+    held: Mutex<Held>,
     free_space: Mutex<Option<(Instant, u64)>>,
 }
 
@@ -131,6 +137,7 @@ impl EmbeddedLog {
             work: Condvar::new(),
             work_task: Notify::new(),
             writer: Mutex::new(writer),
+            held: Mutex::new(Held::default()),
             free_space: Mutex::new(None),
         };
         let log = Self { shared: Arc::new(shared) };

@@ -30,6 +30,7 @@
 //! database. Calls run to their end without waiting, but for [`crate::kv::ready`] before a write.
 
 pub mod admissions;
+pub mod check;
 pub mod chunks;
 pub mod directory;
 pub mod erasures;

@@ -16,11 +16,13 @@ fn a_new_directory_keeps_what_it_was_made_with() {
     let layout = Layout { shards: 8, requests: 3, receipts: 2 };
     let identity = DataDir::open(&path, &settings(Some(layout)), 77).unwrap().identity().clone();
     assert_eq!((identity.layout, identity.epoch, identity.region.as_str()), (layout, 1, "eu"));
-    let mut again = DataDir::open(&path, &settings(None), 99).unwrap();
+    let again = DataDir::open(&path, &settings(None), 99).unwrap();
     assert_eq!((again.identity(), again.created_ms()), (&identity, 77));
-    assert_eq!(again.raise_log_epoch().unwrap(), 2);
     drop(again);
-    assert_eq!(DataDir::open(&path, &settings(None), 99).unwrap().identity().epoch, 2);
+    assert_eq!(DataDir::open_existing(&path).unwrap().identity(), &identity);
+    let absent = parent.path().join("nothing");
+    assert!(matches!(DataDir::open_existing(&absent), Err(DataDirError::Absent(_))));
+    assert!(!absent.exists(), "looking makes nothing");
     let other = tempfile::tempdir().unwrap();
     assert_eq!(DataDir::open(other.path(), &settings(None), 0).unwrap().identity().layout, DEFAULT_LAYOUT);
 }

@@ -17,7 +17,9 @@ pub mod people;
 mod quota;
 pub mod serve;
 pub mod service;
+pub mod stats;
 pub mod status;
+pub mod tls;
 mod trace;
 mod unsubscribe;
 pub mod users;
@@ -29,7 +31,6 @@ use herald_api::{
     finish::{Finish, Finishing},
     routes::Routes,
 };
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Layer;
 
@@ -41,7 +42,7 @@ pub use service::{Deps, Gateway};
 /// # Errors
 /// None but those of routes that cannot be merged, which are found at start.
 pub async fn run(
-    listener: TcpListener,
+    listener: impl Into<serve::Listener>,
     config: Config,
     deps: Deps,
     extra: impl Into<Routes>,
@@ -65,7 +66,7 @@ pub async fn run(
             tracing::warn!("live connections were cut off at shutdown");
         }
     };
-    tokio::join!(serve::serve(listener, app, limits, shutdown.clone()), live_connections, eraser);
+    tokio::join!(serve::serve(listener.into(), app, limits, shutdown.clone()), live_connections, eraser);
     Ok(())
 }
 
@@ -76,7 +77,8 @@ pub type App = Finishing<Router>;
 pub fn app(gateway: &Gateway, extra: impl Into<Routes>) -> App {
     let routes = http::about(routes(gateway).merge(extra))
         .fallback(http::not_found)
-        .method_not_allowed_fallback(http::method_not_allowed);
+        .method_not_allowed_fallback(http::method_not_allowed)
+        .layer(axum::middleware::from_fn_with_state(gateway.deps.stats.clone(), stats::measure));
     // Around the router as a whole, so that its fallbacks are finished too.
     Finish::new(gateway.deps.world.entropy.clone()).layer(routes)
 }

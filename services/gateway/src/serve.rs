@@ -1,4 +1,4 @@
-//! Connections: HTTP/1.1, HTTP/2 without TLS and upgrades on one listener, and their end.
+//! Connections: HTTP/1.1, HTTP/2 and upgrades on one listener, with or without TLS, and their end.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,9 +11,10 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::App;
+use crate::{App, tls::Tls};
 
 /// How long a client may take for the head of a request, and how long a connection over HTTP/1.1 may be idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -27,6 +28,20 @@ const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// The pause after an accept that failed, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Where connections come from.
+pub struct Listener {
+    /// Bound already.
+    pub socket: TcpListener,
+    /// Without it, HTTP/2 is spoken with prior knowledge.
+    pub tls: Option<Tls>,
+}
+
+impl From<TcpListener> for Listener {
+    fn from(socket: TcpListener) -> Self {
+        Self { socket, tls: None }
+    }
+}
+
 /// What a server takes at most.
 #[derive(Debug, Clone, Copy)]
 pub struct ServeLimits {
@@ -39,7 +54,8 @@ pub struct ServeLimits {
 }
 
 /// Serves until shutdown, then lets running requests end for `drain` at most.
-pub async fn serve(listener: TcpListener, app: App, limits: ServeLimits, shutdown: CancellationToken) {
+pub async fn serve(listener: Listener, app: App, limits: ServeLimits, shutdown: CancellationToken) {
+    let Listener { socket: listener, tls } = listener;
     let builder = Arc::new(builder(limits));
     let graceful = GracefulShutdown::new();
     let slots = Arc::new(Semaphore::new(limits.connections));
@@ -64,13 +80,24 @@ pub async fn serve(listener: TcpListener, app: App, limits: ServeLimits, shutdow
         }
         let (builder, watcher) = (builder.clone(), graceful.watcher());
         let (service, stopping) = (TowerToHyperService::new(app.clone()), shutdown.clone());
+        let acceptor = tls.as_ref().map(Tls::acceptor);
         tokio::spawn(async move {
             let _slot = slot;
             if !begins(&socket, &stopping).await {
                 return;
             }
-            let connection = builder.serve_connection_with_upgrades(TokioIo::new(socket), service);
-            if let Err(error) = watcher.watch(connection.into_owned()).await {
+            let served = match acceptor {
+                None => {
+                    let connection = builder.serve_connection_with_upgrades(TokioIo::new(socket), service);
+                    watcher.watch(connection.into_owned()).await
+                }
+                Some(acceptor) => {
+                    let Some(socket) = handshake(&acceptor, socket).await else { return };
+                    let connection = builder.serve_connection_with_upgrades(TokioIo::new(socket), service);
+                    watcher.watch(connection.into_owned()).await
+                }
+            };
+            if let Err(error) = served {
                 tracing::debug!(%error, "a connection broke off");
             }
         });
@@ -93,6 +120,18 @@ async fn begins(socket: &TcpStream, stopping: &CancellationToken) -> bool {
         biased;
         first = tokio::time::timeout(HEADER_TIMEOUT, socket.readable()) => matches!(first, Ok(Ok(()))),
         () = stopping.cancelled() => false,
+    }
+}
+
+/// Agrees on a key with the client; `None` if it does not within the time that the head of a request may take.
+async fn handshake(acceptor: &TlsAcceptor, socket: TcpStream) -> Option<TlsStream<TcpStream>> {
+    match tokio::time::timeout(HEADER_TIMEOUT, acceptor.accept(socket)).await {
+        Ok(Ok(stream)) => Some(stream),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a TLS handshake failed");
+            None
+        }
+        Err(_) => None,
     }
 }
 

@@ -21,6 +21,7 @@ use crate::{
     config::Config,
     live::{Live, LiveDeps},
     quota::Quotas,
+    stats::RequestStats,
 };
 
 /// What the gateway needs of the world.
@@ -46,6 +47,8 @@ pub struct Deps {
     pub channels: ChannelSet,
     /// Clock and randomness.
     pub world: World,
+    /// What it counts.
+    pub stats: Arc<RequestStats>,
 }
 
 /// The gateway. Clones are the same gateway.

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use self::stats::LedgerStats;
 
 mod backoff;
+pub mod locate;
 pub mod partition;
 pub mod proof;
 pub mod receipts;

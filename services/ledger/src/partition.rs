@@ -70,6 +70,11 @@ impl PartitionBooks {
         missing.extend(ids.filter(|id| !self.active.contains_key(id)));
     }
 
+    /// Whether a notification's totals are in memory.
+    pub fn knows(&self, id: &NotificationId) -> bool {
+        self.active.contains_key(id)
+    }
+
     /// Takes totals as they are stored.
     pub fn load(&mut self, id: NotificationId, totals: Totals, now_ms: u64) {
         let active =

@@ -25,11 +25,17 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Config, Deps,
     backoff::{Backoff, Halt},
+    locate::{Located, locate, oldest_unfinished},
     partition::{PartitionBooks, decode},
     reconcile::{Finding, Stuck, reconcile},
+    stats::Check,
 };
 
 const IDLE_WAIT: Duration = Duration::from_secs(1);
+/// Notifications that are looked for on the log in one check.
+const MOST_SUSPECTED: usize = 1_000;
+/// What one check lists and reports.
+const MOST_LISTED: usize = 20;
 
 /// Runs the reader until shutdown.
 pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) {
@@ -99,7 +105,7 @@ impl Reader {
                 self.flush(&mut *subscription).await?;
             }
             if Instant::now() >= self.reconcile_at {
-                self.reconcile();
+                self.reconcile().await;
             }
         }
     }
@@ -256,17 +262,63 @@ impl Reader {
         }
     }
 
-    /// Checks the books in memory, sets the gauges and reports what is stuck.
-    fn reconcile(&mut self) {
+    /// Checks the books, notes what was found and reports what is stuck.
+    async fn reconcile(&mut self) {
         self.reconcile_at = Instant::now() + Duration::from_millis(self.config.reconcile_interval_ms);
+        let now_ms = self.deps.world.now_ms();
+        if let Err(error) = self.load_what_rests(now_ms).await {
+            tracing::warn!(error, "books that nothing moves are not looked for");
+        }
         let unsettled = || self.owned.values().flat_map(|owned| owned.books.unsettled());
-        let stuck = reconcile(unsettled(), self.deps.world.now_ms(), self.config.stall_after_ms);
-        self.deps.stats.unsettled.store(unsettled().count() as u64, Relaxed);
-        self.deps.stats.stuck.store(stuck.len() as u64, Relaxed);
-        for item in stuck.iter().filter(|item| !self.reported.contains(&item.id)) {
+        let suspected = reconcile(unsettled(), now_ms, self.config.stall_after_ms);
+        let ids: HashSet<NotificationId> = suspected.iter().map(|stuck| stuck.id).take(MOST_SUSPECTED).collect();
+        let (located, all) = match locate(&*self.deps.log, &ids).await {
+            Ok((located, all)) => (located, all),
+            Err(error) => {
+                tracing::warn!(%error, "where instances are that do not end cannot be read");
+                (Located::new(), false)
+            }
+        };
+        let where_is = |stuck: &Stuck| located.get(&(stuck.id, stuck.channel as i32)).copied().unwrap_or_default();
+        let stuck: Vec<Stuck> = suspected
+            .into_iter()
+            .filter_map(|stuck| {
+                let found = where_is(&stuck);
+                let all = all && ids.contains(&stuck.id);
+                stuck.beyond(found, all)
+            })
+            .collect();
+        let of = |finding| stuck.iter().filter(move |stuck| stuck.finding == finding);
+        let check = Check {
+            unsettled: unsettled().count() as u64,
+            overbooked: of(Finding::Overbooked).count() as u64,
+            stalled: of(Finding::Stalled).count() as u64,
+            longest_idle_ms: of(Finding::Stalled).map(|stuck| stuck.idle_ms).max().unwrap_or(0),
+            stuck: stuck.iter().take(MOST_LISTED).cloned().collect(),
+        };
+        self.deps.stats.checked(self.deps.member.ordinal, check);
+        for item in stuck.iter().filter(|item| !self.reported.contains(&item.id)).take(MOST_LISTED) {
             report(item);
         }
         self.reported = stuck.into_iter().map(|item| item.id).collect();
+    }
+
+    /// Loads the books of what rests longest on the log: after a restart only receipts would bring them to memory.
+    async fn load_what_rests(&mut self, now_ms: u64) -> Result<(), String> {
+        let before_ms = now_ms.saturating_sub(self.config.stall_after_ms);
+        let log = self.deps.log.clone();
+        let resting = oldest_unfinished(&*log, before_ms).await.map_err(|error| error.to_string())?;
+        let layout = log.identity().layout;
+        let unknown =
+            |id: &NotificationId| self.owned.get(&layout.receipts_of(id)).is_some_and(|owned| !owned.books.knows(id));
+        let ids: Vec<NotificationId> = resting.into_iter().filter(unknown).collect();
+        let loaded = self.deps.ledger.totals(&ids).await.map_err(|error| error.to_string())?;
+        for (id, totals) in ids.into_iter().zip(loaded) {
+            if let (Some(owned), Some(totals)) = (self.owned.get_mut(&layout.receipts_of(&id)), totals) {
+                owned.books.load(id, totals, now_ms);
+            }
+        }
+        Ok(())
     }
 
     async fn again(&self, backoff: &mut Backoff, what: &str, error: &impl std::fmt::Display) -> Result<(), Halt> {
@@ -277,10 +329,10 @@ impl Reader {
 
 fn report(stuck: &Stuck) {
     let (id, tenant, channel) = (stuck.id, stuck.tenant.as_str(), herald_core::ids::channel_name(stuck.channel));
-    let (created, ended) = (stuck.created.count, stuck.ended.count);
+    let (created, ended, stage) = (stuck.created.count, stuck.ended.count, stuck.stage);
     match stuck.finding {
         Finding::Overbooked => tracing::error!(%id, tenant, channel, created, ended, "the books contradict themselves"),
-        Finding::Stalled => tracing::warn!(%id, tenant, channel, created, ended, "instances do not end"),
+        Finding::Stalled => tracing::warn!(%id, tenant, channel, stage, created, ended, "instances do not end"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Reconciliation: whether what was created has ended, as a check that runs all the time.
 
+use crate::locate::Whereabouts;
 use herald_core::{
     books::{Tally, Totals},
     ids::{NotificationId, TenantId},
@@ -41,6 +42,28 @@ pub struct Stuck {
     pub ended: Tally,
     /// What is wrong.
     pub finding: Finding,
+    /// For how long nothing was booked.
+    pub idle_ms: u64,
+    /// Where those are that have not ended, as far as that is known.
+    pub stage: &'static str,
+}
+
+impl Stuck {
+    /// What is stuck beyond what waits for a due time; `None` if that is all. `all` says whether the whole log was looked
+    /// at.
+    pub fn beyond(self, found: Whereabouts, all: bool) -> Option<Self> {
+        let open = self.created.count.saturating_sub(self.ended.count);
+        if self.finding == Finding::Overbooked || open > found.waiting {
+            let stage = match found {
+                Whereabouts { sending: 1.., .. } => "sending",
+                Whereabouts { inbox: 1.., .. } => "inbox",
+                _ if all => "nowhere",
+                _ => "unknown",
+            };
+            return Some(Self { stage, ..self });
+        }
+        None
+    }
 }
 
 /// What is stuck: channels whose books do not agree, of notifications that are complete or where more ended than was
@@ -59,6 +82,8 @@ pub fn reconcile<'a>(open: impl IntoIterator<Item = Open<'a>>, now_ms: u64, stal
                     created: totals.created,
                     ended: totals.ended,
                     finding: if overbooked { Finding::Overbooked } else { Finding::Stalled },
+                    idle_ms: now_ms.saturating_sub(open.progress_ms),
+                    stage: "unknown",
                 })
             })
         })
@@ -88,6 +113,23 @@ mod tests {
         assert_eq!(findings(&totals, 60_000), [Finding::Stalled]);
         totals.book_receipts(&ended(&id, &["b"], State::Failed));
         assert_eq!(findings(&totals, 60_000), []);
+    }
+
+    #[test]
+    fn what_waits_for_its_time_is_not_stuck() {
+        let id = NotificationId([1; 16]);
+        let mut totals = Totals::new(TenantId::trusted("t"));
+        totals.book_manifest(&manifest(&id, &["a", "b"], true));
+        let open = Open { id, totals: &totals, progress_ms: 1_000 };
+        let stuck = reconcile([open], 91_000, 60_000).remove(0);
+        assert_eq!(stuck.idle_ms, 90_000);
+        let beyond = |waiting, sending| {
+            let found = Whereabouts { waiting, sending, inbox: 0 };
+            stuck.clone().beyond(found, true).map(|stuck| stuck.stage)
+        };
+        assert_eq!(beyond(2, 0), None);
+        assert_eq!(beyond(1, 1), Some("sending"));
+        assert_eq!(beyond(1, 0), Some("nowhere"));
     }
 
     #[test]

@@ -1,8 +1,16 @@
 //! What the ledger counts, for metrics.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use herald_core::record::{Channel, Receipts, State};
+
+use crate::reconcile::Stuck;
 
 /// The channels, in the order of the arrays here.
 pub const CHANNELS: [Channel; 4] = [Channel::InApp, Channel::Email, Channel::Push, Channel::Webhook];
@@ -33,11 +41,29 @@ pub struct LedgerStats {
     pub retries: AtomicU64,
     /// Records, or parts of them, that could not be read.
     pub unreadable: AtomicU64,
-    /// Gauge: notifications in memory whose books are open.
-    pub unsettled: AtomicU64,
-    /// Gauge: channels of notifications that reconciliation found stuck.
-    pub stuck: AtomicU64,
+    /// By channel, provider and state.
+    by_provider: Mutex<BTreeMap<(usize, String, usize), u64>>,
+    /// What each member's last check of its books found, by its ordinal.
+    checks: Mutex<BTreeMap<u32, Check>>,
 }
+
+/// What a check of the books in memory found.
+#[derive(Debug, Clone, Default)]
+pub struct Check {
+    /// Notifications whose books are open.
+    pub unsettled: u64,
+    /// Channels whose books contradict themselves, of notifications.
+    pub overbooked: u64,
+    /// Channels of which instances do not move although they wait for no due time.
+    pub stalled: u64,
+    /// The longest time for which nothing of one of the latter was booked.
+    pub longest_idle_ms: u64,
+    /// Some of both.
+    pub stuck: Vec<Stuck>,
+}
+
+/// Providers that are told apart; more are counted together.
+const MOST_PROVIDERS: usize = 32;
 
 #[derive(Debug, Default)]
 struct Latency {
@@ -72,6 +98,39 @@ impl LedgerStats {
         }
     }
 
+    /// Instances that a provider or a rule of ours ended, by channel, provider and state.
+    pub fn by_provider(&self) -> Vec<(Channel, String, State, u64)> {
+        let by = self.by_provider.lock().unwrap_or_else(PoisonError::into_inner);
+        by.iter().map(|((c, provider, s), count)| (CHANNELS[*c], provider.clone(), STATES[*s], *count)).collect()
+    }
+
+    /// What the last checks of the books of all members found together.
+    pub fn check(&self) -> Check {
+        let checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        checks.values().fold(Check::default(), |mut all, check| {
+            all.unsettled += check.unsettled;
+            all.overbooked += check.overbooked;
+            all.stalled += check.stalled;
+            all.longest_idle_ms = all.longest_idle_ms.max(check.longest_idle_ms);
+            all.stuck.extend(check.stuck.iter().cloned());
+            all
+        })
+    }
+
+    /// Notes what a member's check found.
+    pub(crate) fn checked(&self, member: u32, check: Check) {
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner).insert(member, check);
+    }
+
+    fn count_provider(&self, channel: usize, provider: &str, state: usize, count: u64) {
+        // A panic within would leave a number that is off by one record.
+        let mut by = self.by_provider.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = by.keys().any(|(_, known, _)| known == provider);
+        let providers = || by.keys().map(|(_, known, _)| known).collect::<std::collections::BTreeSet<_>>().len();
+        let provider = if is_known || providers() < MOST_PROVIDERS { provider } else { "other" };
+        *by.entry((channel, provider.to_owned(), state)).or_default() += count;
+    }
+
     pub(crate) fn count_receipts(&self, receipts: &Receipts) {
         let count = u64::from(receipts.count);
         if receipts.negative {
@@ -81,6 +140,7 @@ impl LedgerStats {
         let Some(channel) = index(&CHANNELS, receipts.channel()) else { return };
         if let Some(state) = index(&STATES, receipts.state()) {
             self.receipts[channel][state].fetch_add(count, Relaxed);
+            self.count_provider(channel, &receipts.provider, state, count);
         }
         let latency_ms = receipts.ended_ms.saturating_sub(receipts.accepted_ms);
         let bucket = LATENCY_BOUNDS_MS.partition_point(|bound| *bound < latency_ms);

@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc};
 use anyhow::Context;
 use herald_core::{
     clock::World,
+    policy::Policy,
     ports::{
         admissions::Admissions, budgets::Budgets, claims::Claims, directory::Directory, erasures::Erasures,
         inbox::Inbox, ledger::Ledger, log::Log, registry::Registry, sessions::Sessions,
@@ -19,6 +20,10 @@ use herald_embedded::{
     sessions::LocalSessions,
     store::Stores,
 };
+
+use tokio::sync::watch;
+
+use crate::{backup::Backups, gauges::Gauges};
 
 /// Every port.
 #[derive(Clone)]
@@ -71,15 +76,24 @@ pub struct Embedded {
     pub log: EmbeddedLog,
     /// The stores, for expiry.
     pub stores: Stores,
+    kv: Arc<FjallKv>,
     flusher: FlusherThread,
-    // Held until the end, since it holds the lock on the directory.
-    _directory: DataDir,
+    /// Held until the end, since it holds the lock.
+    directory: DataDir,
 }
 
 impl Embedded {
     /// Opens or makes a data directory.
     pub fn open(path: &Path, settings: &Settings, options: LogOptions, world: &World) -> anyhow::Result<Self> {
-        let directory = DataDir::open(path, settings, world.now_ms())?;
+        Self::start(DataDir::open(path, settings, world.now_ms())?, options, world)
+    }
+
+    /// Opens a data directory as it is, without roles that would use it.
+    pub fn open_existing(path: &Path, world: &World) -> anyhow::Result<Self> {
+        Self::start(DataDir::open_existing(path)?, LogOptions::default(), world)
+    }
+
+    fn start(directory: DataDir, options: LogOptions, world: &World) -> anyhow::Result<Self> {
         let kv = Arc::new(
             FjallKv::open(&directory.store_path(), FjallConfig::default())
                 .with_context(|| format!("the stores in {} cannot be opened", directory.store_path().display()))?,
@@ -89,9 +103,31 @@ impl Embedded {
         let log = EmbeddedLog::open(disk, directory.identity().clone(), options, kv.clone(), world.clock.clone())
             .with_context(|| format!("the journal in {} cannot be opened", directory.journal_path().display()))?;
         let flusher = log.spawn_flusher_thread()?;
-        let stores = Stores::open(kv);
+        let stores = Stores::open(kv.clone());
         let backends = Backends::embedded(log.clone(), &stores);
-        Ok(Self { backends, log, stores, flusher, _directory: directory })
+        Ok(Self { backends, log, stores, kv, flusher, directory })
+    }
+
+    /// What is looked up of it for each scrape.
+    pub fn gauges(&self, policy: watch::Receiver<Arc<Policy>>, world: &World) -> Gauges {
+        Gauges {
+            log: self.backends.log.clone(),
+            journal: self.log.clone(),
+            stores: self.kv.clone(),
+            directory: self.directory.journal_path(),
+            policy,
+            world: world.clone(),
+            started_ms: world.now_ms(),
+            last_backup_ms: Arc::default(),
+            sample: Arc::default(),
+        }
+    }
+
+    /// What takes backups of it.
+    pub fn backups(&self, reserve_bytes: u64, world: &World) -> Backups {
+        let (log, stores) = (self.log.clone(), self.kv.clone());
+        let data = self.directory.description().clone();
+        Backups { log, stores, data, reserve_bytes, world: world.clone() }
     }
 
     /// Makes everything durable and closes.

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::Path};
 
 use anyhow::Context;
+use herald_gateway::tls::TlsFiles;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -21,6 +22,10 @@ pub struct Config {
     pub storage: String,
     /// The address of HTTP and gRPC.
     pub listen: SocketAddr,
+    /// The address of health and metrics; empty for the one of HTTP.
+    pub ops_listen: String,
+    /// TLS on the listeners.
+    pub tls: Tls,
     /// This region's name.
     pub region: String,
     /// The gateway's address as others see it.
@@ -79,6 +84,16 @@ pub struct Disk {
     pub sync: bool,
     /// How long receipts are kept.
     pub receipts_retention_days: u64,
+}
+
+/// TLS on the listeners.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// A PEM file; empty for none.
+    pub certificate_file: String,
+    /// A PEM file; empty for none.
+    pub key_file: String,
 }
 
 /// The mail server.
@@ -146,6 +161,12 @@ impl Config {
         if self.data_directory().is_none() {
             faults.push(format!("storage is {:?}; it must be embedded:DIRECTORY", self.storage));
         }
+        if let Err(fault) = self.ops_address() {
+            faults.push(fault);
+        }
+        if self.tls.certificate_file.is_empty() != self.tls.key_file.is_empty() {
+            faults.push("tls.certificate_file and tls.key_file must both be set, or none".to_owned());
+        }
         if self.worker.in_doubt_instances == 0 {
             faults.push("worker.in_doubt_instances must be at least 1".to_owned());
         }
@@ -157,6 +178,23 @@ impl Config {
             true => Ok(()),
             false => anyhow::bail!("the configuration is not valid:\n  {}", faults.join("\n  ")),
         }
+    }
+
+    /// The address of health and metrics, if they have one of their own; or what is wrong with it.
+    pub fn ops_address(&self) -> Result<Option<SocketAddr>, String> {
+        if self.ops_listen.is_empty() {
+            return Ok(None);
+        }
+        let address = self.ops_listen.parse();
+        address.map(Some).map_err(|_| {
+            format!("ops_listen is {:?}; it must be an address and a port, such as 127.0.0.1:9090", self.ops_listen)
+        })
+    }
+
+    /// Where certificate and key of the listeners are, if they speak TLS.
+    pub fn tls_files(&self) -> Option<TlsFiles> {
+        let Tls { certificate_file, key_file } = &self.tls;
+        (!certificate_file.is_empty()).then(|| TlsFiles { certificate: certificate_file.into(), key: key_file.into() })
     }
 
     /// The directory of embedded storage.
@@ -231,6 +269,8 @@ mod tests {
         let told = |file: &str| load(file, &[]).unwrap_err().to_string();
         assert!(told("[worker]\nmax_atempts = 3").contains("max_atempts"));
         assert!(told("[worker]\nmax_attempts = \"many\"").contains("invalid type"));
+        assert!(told("ops_listen = \"9090\"").contains("such as 127.0.0.1:9090"));
+        assert!(told("[tls]\nkey_file = \"k.pem\"").contains("must both be set"));
         let both = told("public_url = \"x\"\n[layout]\nshards = 0");
         assert!(both.contains("public_url") && both.contains("layout.shards"), "{both}");
     }

@@ -3,14 +3,17 @@
 //! This is the only crate that knows both services and adapters.
 
 pub mod backends;
+pub mod backup;
 pub mod channels;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod gauges;
 pub mod logging;
 pub mod mailbox;
 pub mod metrics;
 pub mod node;
 pub mod ops;
 pub mod roles;
+pub mod verify;
 pub mod world;

@@ -3,15 +3,16 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use herald_core::{ids::channel_name, record::State};
+use herald_gateway::stats::BOUNDS_SECONDS;
 use herald_ledger::stats::{CHANNELS, LATENCY_BOUNDS_MS, STATES};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, info::Info},
     registry::{Registry, Unit},
 };
 
-use crate::roles::Counters;
+use crate::{gauges::Gauges, roles::Counters};
 
 /// Reads the roles' counters at each scrape.
 struct RoleMetrics(Counters);
@@ -22,16 +23,19 @@ impl std::fmt::Debug for RoleMetrics {
     }
 }
 
-/// A registry with the metrics of the roles.
-pub fn registry(counters: &Counters) -> Registry {
+/// A registry with the metrics of the roles and what is looked up for each scrape.
+pub fn registry(counters: &Counters, gauges: &Gauges) -> Registry {
     let mut registry = Registry::with_prefix("herald");
     registry.register_collector(Box::new(RoleMetrics(counters.clone())));
+    registry.register_collector(Box::new(gauges.clone()));
+    let version = [("version", env!("CARGO_PKG_VERSION"))];
+    registry.register("build", "The version that runs", Info::new(version));
     registry
 }
 
 impl Collector for RoleMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let Counters { orchestrator, worker, ledger } = &self.0;
+        let Counters { orchestrator, worker, ledger, .. } = &self.0;
         let counters: [(&str, &str, &AtomicU64); 23] = [
             ("expansion_pages", "Pages of audiences expanded", &orchestrator.pages),
             ("expansion_instances", "Instances created by expansion", &orchestrator.instances),
@@ -69,18 +73,29 @@ impl Collector for RoleMetrics {
             let counter = ConstCounter::new(value.load(Relaxed));
             counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
         }
-        let gauges: [(&str, &str, &AtomicU64); 4] = [
-            ("worker_in_doubt", "Instances handed to providers without a durable outcome", &worker.in_doubt),
-            ("worker_window_instances", "Unfinished instances in memory", &worker.window_instances),
-            ("ledger_unsettled", "Notifications in memory whose books are open", &ledger.unsettled),
-            ("ledger_stuck", "Channels of notifications whose books do not move", &ledger.stuck),
+        let check = ledger.check();
+        let gauges = [
+            (
+                "worker_in_doubt",
+                "Instances handed to providers without a durable outcome",
+                worker.in_doubt.load(Relaxed),
+            ),
+            ("worker_window_instances", "Unfinished instances in memory", worker.window_instances.load(Relaxed)),
+            ("ledger_unsettled", "Notifications in memory whose books are open", check.unsettled),
+            ("books_overbooked", "Channels of notifications whose books contradict themselves", check.overbooked),
+            ("books_stalled", "Channels of notifications that wait for nothing known and do not move", check.stalled),
         ];
         for (name, help, value) in gauges {
-            let gauge = ConstGauge::new(value.load(Relaxed) as i64);
+            let gauge = ConstGauge::new(value as i64);
             gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
         }
+        let help = "For how long nothing happened to the instance that is stalled longest; 0 for none";
+        let idle = encoder.encode_descriptor("in_flight_idle", help, Some(&Unit::Seconds), MetricType::Gauge)?;
+        ConstGauge::new(check.longest_idle_ms as f64 / 1_000.0).encode(idle)?;
         self.encode_ended(&mut encoder)?;
-        self.encode_latency(&mut encoder)
+        self.encode_providers(&mut encoder)?;
+        self.encode_latency(&mut encoder)?;
+        self.encode_requests(&mut encoder)
     }
 }
 
@@ -93,6 +108,31 @@ impl RoleMetrics {
                 let labels = [("channel", channel_name(channel)), ("state", state_name(state))];
                 ConstCounter::new(self.0.ledger.ended(channel, state)).encode(family.encode_family(&labels)?)?;
             }
+        }
+        Ok(())
+    }
+
+    fn encode_providers(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let help = "Instances that a provider, or without one a rule, ended";
+        let mut family = encoder.encode_descriptor("provider_instances", help, None, MetricType::Counter)?;
+        for (channel, provider, state, count) in self.0.ledger.by_provider() {
+            let labels =
+                [("channel", channel_name(channel)), ("provider", provider.as_str()), ("state", state_name(state))];
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn encode_requests(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let help = "Calls by route and status, from their head to the head of their answer";
+        let mut family = encoder.encode_descriptor("requests", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        for ((route, status), times) in self.0.gateway.snapshot() {
+            let bounds = BOUNDS_SECONDS.into_iter().chain([f64::MAX]);
+            let buckets: Vec<(f64, u64)> = bounds.zip(times.buckets).collect();
+            let (count, status) = (times.buckets.iter().sum(), status.to_string());
+            let labels = [("route", route.as_str()), ("status", status.as_str())];
+            let mut histogram = family.encode_family(&labels)?;
+            histogram.encode_histogram::<NoLabelSet>(times.sum_seconds, count, &buckets, None)?;
         }
         Ok(())
     }

@@ -8,13 +8,13 @@ use herald_channels::email::mailbox::{MailStore, Mailbox, StoreLimits};
 use herald_control_plane::{bootstrap, dead_letters::DeadLetters};
 use herald_core::clock::World;
 use herald_embedded::{data_dir::Settings, log::LogOptions};
-use herald_gateway::admit::ChannelSet;
+use herald_gateway::{admit::ChannelSet, serve::Listener, tls::Tls};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     backends::{Backends, Embedded},
-    channels,
+    backup, channels,
     config::Config,
     mailbox, metrics,
     ops::{self, Ops},
@@ -38,6 +38,8 @@ pub enum Mode {
 pub struct Node {
     /// Where HTTP and gRPC are served.
     pub address: SocketAddr,
+    /// Where health and metrics are served.
+    pub ops_address: SocketAddr,
     /// The ports.
     pub backends: Backends,
     /// What the roles count.
@@ -51,6 +53,7 @@ pub struct Node {
     embedded: Embedded,
     roles: Roles,
     gateway: JoinHandle<anyhow::Result<()>>,
+    ops_server: Option<JoinHandle<()>>,
     stopping: CancellationToken,
     deadline: Duration,
 }
@@ -58,12 +61,11 @@ pub struct Node {
 impl Node {
     /// Binds, opens the backends and starts the roles.
     pub async fn start(mut config: Config, mode: Mode) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(config.listen).await.with_context(|| {
-            format!("{} cannot be listened on; choose another address with --listen", config.listen)
-        })?;
-        let address = listener.local_addr()?;
-        let world = world::system();
         let stopping = CancellationToken::new();
+        let Listeners { api, ops: ops_listener } = Listeners::bind(&config, &stopping).await?;
+        let address = api.socket.local_addr()?;
+        let ops_address = ops_listener.as_ref().map_or(Ok(address), |ops| ops.socket.local_addr())?;
+        let world = world::system();
         let mailbox = start_mailbox(&mut config, mode, &stopping).await?;
         // Before the storage, so that a wrong setting leaves no data directory behind.
         let channels = channels::open(&config, &world)?;
@@ -84,20 +86,32 @@ impl Node {
             ensured
                 .map_err(|refusal| anyhow::anyhow!("the development tenant cannot be stored: {}", refusal.detail()))?;
         }
+        let gauges = embedded.gauges(roles.policy.clone(), &world);
+        let last_backup_ms = gauges.last_backup_ms.clone();
         let ops = ops::routes(Ops {
-            registry: metrics::registry(&roles.counters),
+            registry: metrics::registry(&roles.counters, &gauges),
+            gauges,
+            ledger: roles.counters.ledger.clone(),
             log: backends.log.clone(),
             failed: roles.failed.clone(),
             stopping: stopping.clone(),
         });
-        let extra = ops.merge(control_plane_routes(&roles, &backends, &world));
+        let backups = embedded.backups(config.disk.low_water_bytes, &world);
+        let authenticator = Authenticator::new(roles.policy.clone(), world.clock.clone());
+        let backups = backup::router(backups, authenticator, last_backup_ms);
+        let extra = control_plane_routes(&roles, &backends, &world).merge(backups);
+        let (extra, ops_server) = match ops_listener {
+            None => (extra.merge(ops), None),
+            Some(listener) => (extra, Some(tokio::spawn(ops::serve(listener, ops, world.clone(), stopping.clone())))),
+        };
         let extra = match &mailbox {
             Some((store, _)) => extra.merge(mailbox::router(store.clone())),
             None => extra,
         };
-        let gateway = start_gateway(&config, &roles, &backends, &world, available, listener, extra, &stopping);
+        let gateway = start_gateway(&config, &roles, &backends, &world, available, api, extra, &stopping);
         let node = Self {
             address,
+            ops_address,
             counters: roles.counters.clone(),
             failed: roles.failed.clone(),
             deadline: Duration::from_millis(config.stop_deadline_ms),
@@ -107,6 +121,7 @@ impl Node {
             embedded,
             roles,
             gateway,
+            ops_server,
             stopping,
         };
         node.watch_log();
@@ -155,6 +170,9 @@ impl Node {
             Ok(ended) => ended.map_err(anyhow::Error::from).and_then(|ended| ended),
             Err(_) => Err(anyhow::anyhow!("the gateway did not stop within the deadline")),
         };
+        if let Some(ops_server) = self.ops_server {
+            ops_server.await?;
+        }
         let roles = self.roles.stop(self.deadline).await;
         let closed = tokio::task::spawn_blocking(move || self.embedded.close()).await?;
         // What failed first says more than what failed because of it.
@@ -175,6 +193,47 @@ impl Node {
         self.stop().await?;
         anyhow::ensure!(!broken, "the process stopped because something failed; the log says what");
         Ok(())
+    }
+}
+
+/// What the process listens on.
+struct Listeners {
+    api: Listener,
+    ops: Option<Listener>,
+}
+
+impl Listeners {
+    /// Binds the addresses and reads the certificate, which is followed from then on.
+    async fn bind(config: &Config, stopping: &CancellationToken) -> anyhow::Result<Self> {
+        let api = bind(config.listen, "--listen").await?;
+        let ops = match config.ops_address().map_err(anyhow::Error::msg)? {
+            Some(address) => Some(bind(address, "--ops-listen").await?),
+            None => None,
+        };
+        let tls = config.tls_files().map(Tls::load).transpose().context("TLS cannot be served")?;
+        if let Some(tls) = &tls {
+            tokio::spawn(tls.clone().follow(stopping.clone()));
+            tokio::spawn(reload_on_sighup(tls.clone(), stopping.clone()));
+        }
+        let with_tls = |socket| Listener { socket, tls: tls.clone() };
+        Ok(Self { api: with_tls(api), ops: ops.map(with_tls) })
+    }
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    let bound = TcpListener::bind(address).await;
+    bound.with_context(|| format!("{address} cannot be listened on; choose another address with {flag}"))
+}
+
+async fn reload_on_sighup(tls: Tls, stopping: CancellationToken) {
+    let mut hangups = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) {
+        Ok(hangups) => hangups,
+        Err(error) => {
+            return tracing::warn!(%error, "SIGHUP is not heard; certificates are read again when they change");
+        }
+    };
+    while let Some(Some(())) = stopping.run_until_cancelled(hangups.recv()).await {
+        tls.reload_and_tell();
     }
 }
 
@@ -235,7 +294,7 @@ fn start_gateway(
     backends: &Backends,
     world: &World,
     channels: ChannelSet,
-    listener: TcpListener,
+    listener: Listener,
     extra: Routes,
     stopping: &CancellationToken,
 ) -> JoinHandle<anyhow::Result<()>> {
@@ -250,6 +309,7 @@ fn start_gateway(
         policy: roles.policy.clone(),
         world: world.clone(),
         channels,
+        stats: roles.counters.gateway.clone(),
     };
     let failed = roles.failed.clone();
     let (config, shutdown) = (config.gateway.clone(), stopping.clone());

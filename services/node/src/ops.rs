@@ -1,6 +1,6 @@
 //! `/healthz`, `/readyz` and `/metrics`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -8,16 +8,31 @@ use axum::{
     http::{Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use herald_api::routes::{Route, Routes};
-use herald_core::{ports::log::Log, topic::Group};
+use herald_api::{
+    finish::Finish,
+    routes::{Route, Routes},
+};
+use herald_core::{clock::World, ids::channel_name, ports::log::Log, topic::Group};
+use herald_gateway::serve::{self, Listener, ServeLimits};
+use herald_ledger::{
+    reconcile::{Finding, Stuck},
+    stats::LedgerStats,
+};
 use prometheus_client::registry::Registry;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
+use tower::Layer;
+
+use crate::gauges::Gauges;
 
 /// What the answers are made of.
 pub struct Ops {
     /// The metrics.
     pub registry: Registry,
+    /// What is looked up for each scrape.
+    pub gauges: Gauges,
+    /// What the checks of the books found.
+    pub ledger: Arc<LedgerStats>,
     /// The log; it must answer.
     pub log: Arc<dyn Log>,
     /// Cancelled when a role has ended early.
@@ -34,6 +49,16 @@ pub fn routes(ops: Ops) -> Routes {
         .on(page("/readyz", "application/json", "Whether a notification sent now would go all the way"), ready)
         .on(page("/metrics", "application/openmetrics-text", "What is measured, as OpenMetrics"), metrics)
         .with_state(Arc::new(ops))
+}
+
+/// Connections to a listener of its own: a few scrapers and probes.
+const CONNECTIONS: usize = 64;
+
+/// Serves the routes on a listener of their own until shutdown.
+pub async fn serve(listener: Listener, routes: Routes, world: World, shutdown: CancellationToken) {
+    let limits = ServeLimits { connections: CONNECTIONS, streams: 16, drain: Duration::from_secs(1) };
+    let app = Finish::new(world.entropy.clone()).layer(routes.into_router());
+    serve::serve(listener, app, limits, shutdown).await;
 }
 
 /// Ready means: a notification sent now would be taken and go all the way.
@@ -54,10 +79,33 @@ async fn ready(State(ops): State<Arc<Ops>>) -> Response {
     }
     let ready = reasons.is_empty();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "ready": ready, "reasons": reasons }))).into_response()
+    // What is stuck is for people to look at; the process takes calls all the same.
+    let stuck: Vec<Value> = ops.ledger.check().stuck.iter().map(stuck_view).collect();
+    (status, Json(json!({ "ready": ready, "reasons": reasons, "stuck": stuck }))).into_response()
+}
+
+fn stuck_view(stuck: &Stuck) -> Value {
+    let finding = match stuck.finding {
+        Finding::Overbooked => "overbooked",
+        Finding::Stalled => "stalled",
+    };
+    json!({
+        "request_id": stuck.id.to_string(),
+        "tenant_id": stuck.tenant.as_str(),
+        "channel": channel_name(stuck.channel),
+        "finding": finding,
+        "stage": stuck.stage,
+        "created": stuck.created.count,
+        "ended": stuck.ended.count,
+        "idle_ms": stuck.idle_ms,
+    })
 }
 
 async fn metrics(State(ops): State<Arc<Ops>>) -> Response {
+    // Without the log the counters are all the more of interest.
+    if let Err(error) = ops.gauges.refresh().await {
+        tracing::warn!(%error, "what waits on the log is not known; metrics show what was known last");
+    }
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &ops.registry) {
         Ok(()) => {

@@ -62,6 +62,8 @@ impl Default for Members {
 /// What the roles count.
 #[derive(Clone, Default)]
 pub struct Counters {
+    /// Calls.
+    pub gateway: Arc<herald_gateway::stats::RequestStats>,
     /// Expansion.
     pub orchestrator: Arc<herald_orchestrator::Stats>,
     /// Sending.

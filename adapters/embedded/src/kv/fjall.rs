@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use fjall::{
-    Database, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode,
+    Database, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode, Readable, Snapshot,
     config::{HashRatioPolicy, RestartIntervalPolicy},
 };
 use herald_core::ports::StoreError;
@@ -91,6 +91,17 @@ impl FjallKv {
         self.database.disk_space().map_err(unavailable)
     }
 
+    /// The rows as of now. What compaction would drop stays as long as this lives.
+    pub fn snapshot(&self) -> FjallSnapshot {
+        FjallSnapshot { snapshot: self.database.snapshot(), rows: self.rows.clone() }
+    }
+
+    /// Goes on numbering syncs behind a number: for a database that was filled with the rows of another.
+    pub(crate) fn resume_flushes(&self, last: u64) {
+        *self.flush.lock() = last;
+        self.dirty.store(true, Ordering::Release);
+    }
+
     /// Waits for the disk without holding fjall's lock, which every write needs.
     ///
     /// fjall appends to the journal file of the highest number, and syncs a file before it begins the next. So once
@@ -102,6 +113,22 @@ impl FjallKv {
             Some(path) => File::open(path)?.sync_data(),
             None => self.database.persist(PersistMode::SyncData).map_err(io::Error::other),
         }
+    }
+}
+
+/// The rows of a database as of one moment.
+pub struct FjallSnapshot {
+    snapshot: Snapshot,
+    rows: Keyspace,
+}
+
+impl FjallSnapshot {
+    /// All rows, in the order of their keys.
+    pub fn rows(&self) -> impl Iterator<Item = Result<Row, StoreError>> + '_ {
+        self.snapshot.iter(&self.rows).map(|row| {
+            let (key, value) = row.into_inner().map_err(unavailable)?;
+            Ok((key.into(), value.into()))
+        })
     }
 }
 

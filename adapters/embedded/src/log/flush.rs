@@ -221,13 +221,7 @@ impl Shared {
         writer.mark.write(batch.end).map_err(|e| format!("the mark could not be written: {e}"))?;
         writer.mark_is_dirty = true;
         self.publish(&mut batch, files, store_flush);
-        for start in batch.dropped {
-            let name = format::segment_name(start);
-            // The journal says that it goes, so opening removes what is left behind here.
-            if let Err(error) = self.disk.delete(&name) {
-                tracing::warn!(%error, name, "a segment that is needed no longer could not be deleted");
-            }
-        }
+        self.let_go(batch.dropped);
         Ok(())
     }
 

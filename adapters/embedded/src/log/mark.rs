@@ -25,6 +25,14 @@ pub struct MarkFile {
     sequence: u64,
 }
 
+/// Makes the mark of a journal that was copied here and is durable up to a position.
+pub(crate) fn create_mark(disk: &dyn Disk, position: u64) -> io::Result<()> {
+    let mut mark = MarkFile::create(disk)?;
+    mark.write(position)?;
+    mark.write(position)?;
+    mark.sync()
+}
+
 /// Why there is no mark.
 pub enum NoMark {
     /// The file could not be read.

@@ -247,17 +247,57 @@ fn open_mark(disk: &dyn Disk) -> Result<(MarkFile, u64), OpenError> {
 
 type OpenSegment = (u64, Arc<dyn DiskFile>);
 
-/// Reads the journal into `state`. Returns the segment to go on writing, or `None` if the journal has to begin anew
-/// because a power cut took its very first bytes.
+/// A journal that is as it must be, and what opening it would change.
+struct Sound {
+    last: Scanned,
+    file: Arc<dyn DiskFile>,
+    /// Segments that a power cut left behind without a checkpoint.
+    torn: Vec<u64>,
+}
+
+/// Reads the journal into `state` and mends its end. Returns the segment to go on writing, or `None` if the journal has
+/// to begin anew because a power cut took its very first bytes.
 fn recover(
     disk: &dyn Disk,
     identity: &Identity,
     options: &LogOptions,
     state: &mut State,
-    mut older: Vec<u64>,
+    older: Vec<u64>,
     newest: u64,
     marked: u64,
 ) -> Result<Option<OpenSegment>, OpenError> {
+    let Some(sound) = examine(disk, identity, options.store_flush, state, older.clone(), newest, marked)? else {
+        delete(disk, &[newest])?;
+        return Ok(None);
+    };
+    let Sound { last, file, mut torn } = sound;
+    let needed: BTreeSet<u64> = state.segments.keys().copied().collect();
+    torn.extend(older.into_iter().filter(|start| !needed.contains(start)));
+    delete(disk, &torn)?;
+    let writing = |source| OpenError::Io { what: format!("cut {}", format::segment_name(last.start)), source };
+    if !last.is_whole() {
+        let (file_name, cut_bytes) = (format::segment_name(last.start), last.bytes.len() - last.whole);
+        tracing::warn!(file_name, at = last.whole, cut_bytes, "cut a torn tail that was never acknowledged");
+        file.truncate(last.whole as u64).map_err(writing)?;
+    }
+    // What is whole need not be durable yet: only the process may have ended.
+    file.sync().map_err(writing)?;
+    state.end = last.end();
+    state.durable = last.end();
+    state.roll_next = last.header().is_some_and(|header| header.epoch != identity.epoch);
+    Ok(Some((last.start, file)))
+}
+
+/// Reads the journal into `state` and changes nothing. `None` if a power cut took its very first bytes.
+fn examine(
+    disk: &dyn Disk,
+    identity: &Identity,
+    store_flush: u64,
+    state: &mut State,
+    mut older: Vec<u64>,
+    newest: u64,
+    marked: u64,
+) -> Result<Option<Sound>, OpenError> {
     // The last segment with a checkpoint tells which others must be there.
     let (mut last, mut file) = Scanned::read(disk, newest)?;
     last.check_header(identity)?;
@@ -268,10 +308,7 @@ fn recover(
             return Err(last.damaged(durable, "its beginning cannot be read"));
         }
         torn.push(last.start);
-        let Some(before) = older.pop() else {
-            delete(disk, &torn)?;
-            return Ok(None);
-        };
+        let Some(before) = older.pop() else { return Ok(None) };
         (last, file) = Scanned::read(disk, before)?;
         last.check_header(identity)?;
         durable = durable.max(last.proven());
@@ -296,26 +333,58 @@ fn recover(
         apply(state, &segment).map_err(|e| segment.damaged(durable, &e.to_string()))?;
     }
     apply(state, &last).map_err(|e| last.damaged(durable, &e.to_string()))?;
-    if state.store_flush > options.store_flush {
-        return Err(OpenError::StoreBehind { noted: state.store_flush, known: options.store_flush });
+    if state.store_flush > store_flush {
+        return Err(OpenError::StoreBehind { noted: state.store_flush, known: store_flush });
     }
+    Ok(Some(Sound { last, file, torn }))
+}
 
-    // All is as it must be; from here on the disk is changed.
-    let needed: BTreeSet<u64> = state.segments.keys().copied().collect();
-    torn.extend(older.into_iter().filter(|start| !needed.contains(start)));
-    delete(disk, &torn)?;
-    let writing = |source| OpenError::Io { what: format!("cut {}", format::segment_name(last.start)), source };
-    if !last.is_whole() {
-        let (file_name, cut_bytes) = (format::segment_name(last.start), last.bytes.len() - last.whole);
-        tracing::warn!(file_name, at = last.whole, cut_bytes, "cut a torn tail that was never acknowledged");
-        file.truncate(last.whole as u64).map_err(writing)?;
+/// Reads the journal into a state as [`open`] does, and changes nothing. Also tells every place that cannot be read,
+/// where opening would stop at the first.
+pub(super) fn inspect(
+    disk: &dyn Disk,
+    identity: &Identity,
+    store_flush: u64,
+) -> (Result<State, OpenError>, Vec<String>) {
+    let mut state = State::new(identity.clone(), u64::MAX, 0);
+    let names = match disk.list() {
+        Ok(names) => names,
+        Err(error) => return (Err(OpenError::io("list the journal's directory", error)), Vec::new()),
+    };
+    let mut starts: Vec<u64> = names.iter().filter_map(|name| format::segment_start(name)).collect();
+    starts.sort_unstable();
+    let holes = starts.iter().flat_map(|start| holes(disk, *start)).collect();
+    let marked = match open_mark(disk) {
+        Ok((_, marked)) => marked,
+        // A journal that never was.
+        Err(_) if starts.is_empty() && !names.iter().any(|name| name == mark::NAME) => return (Ok(state), holes),
+        Err(error) => return (Err(error), holes),
+    };
+    let Some(newest) = starts.pop() else {
+        let why = format!("the journal was written up to position {marked}, and no segment is there");
+        let missing = OpenError::Missing { file: "journal-*.seg".to_owned(), why };
+        return (if marked > 0 { Err(missing) } else { Ok(state) }, holes);
+    };
+    let examined = examine(disk, identity, store_flush, &mut state, starts, newest, marked);
+    (examined.map(|_| state), holes)
+}
+
+/// The places of a segment where something that is not a whole frame stands before a whole one.
+fn holes(disk: &dyn Disk, start: u64) -> Vec<String> {
+    let name = format::segment_name(start);
+    let (scanned, _) = match Scanned::read(disk, start) {
+        Ok(read) => read,
+        Err(error) => return vec![error.to_string()],
+    };
+    let (mut at, mut holes) = (scanned.whole, Vec::new());
+    while let Some((found, frame)) = Frame::find(&scanned.bytes, at, scanned.start) {
+        if found > at {
+            let position = scanned.start + at as u64;
+            holes.push(format!("{name}: bytes {at} to {found} (journal position {position}) cannot be read"));
+        }
+        at = found + frame.bytes.len();
     }
-    // What is whole need not be durable yet: only the process may have ended.
-    file.sync().map_err(writing)?;
-    state.end = last.end();
-    state.durable = last.end();
-    state.roll_next = last.header().is_some_and(|header| header.epoch != identity.epoch);
-    Ok(Some((last.start, file)))
+    holes
 }
 
 fn delete(disk: &dyn Disk, starts: &[u64]) -> Result<(), OpenError> {

@@ -64,6 +64,28 @@ impl LedgerStore {
         Ok(self.expire_notifications(until_ms)? || log)
     }
 
+    /// Every request and its books, of all tenants, in the order of their ids: at most `limit` behind an id. What was
+    /// admitted and has no books yet is among them.
+    pub fn books(
+        &self,
+        after: Option<NotificationId>,
+        limit: usize,
+    ) -> Result<Vec<(NotificationId, RequestRow)>, StoreError> {
+        let mut ids = BTreeSet::new();
+        for table in [Table::Totals, Table::Admitted] {
+            let all = Key::of(table);
+            let begin = after.map_or_else(|| all.clone(), |id| all.clone().tail(id.0).next());
+            for (key, _) in self.kv.scan(begin.bytes()..all.end().bytes(), Direction::Forward, limit)? {
+                ids.insert(NotificationId(Parts::of(&key)?.array()?));
+            }
+        }
+        let row = |id: NotificationId| {
+            let totals = self.stored_totals(&id)?.map(to_totals);
+            Ok((id, RequestRow { admitted: self.admitted(&id)?, totals }))
+        };
+        ids.into_iter().take(limit).map(row).collect()
+    }
+
     /// Deletes at most `limit` rows and returns how many it were.
     fn delete_range(&self, begin: &Key, end: &Key, limit: usize) -> Result<usize, StoreError> {
         let rows = self.kv.scan(begin.bytes()..end.bytes(), Direction::Forward, limit)?;

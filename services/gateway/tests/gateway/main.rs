@@ -14,4 +14,5 @@ mod isolation;
 mod people;
 mod quota;
 mod status;
+mod tls;
 mod world;

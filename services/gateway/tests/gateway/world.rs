@@ -135,6 +135,7 @@ pub fn world_with(config: Config) -> TestWorld {
         policy: receiver,
         channels: ChannelSet::of([Channel::InApp, Channel::Email]),
         world: World { clock: clock.clone(), entropy: Arc::new(Counting(AtomicU64::new(1))) },
+        stats: Arc::default(),
     };
     let shutdown = CancellationToken::new();
     let gateway = Gateway::new(config, deps, shutdown.clone());

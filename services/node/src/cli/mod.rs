@@ -4,6 +4,7 @@
 
 mod audit;
 mod client;
+mod data;
 mod dlq;
 mod exit;
 mod import;
@@ -54,6 +55,9 @@ enum Command {
     Dlq(dlq::Dlq),
     Lag(lag::Lag),
     Audit(audit::Audit),
+    Backup(data::Backup),
+    Restore(data::Restore),
+    Verify(data::Verify),
     Completions(manual::Completions),
     Man(manual::Man),
 }
@@ -103,6 +107,9 @@ impl Command {
             Self::Dlq(command) => command.run().await,
             Self::Lag(command) => command.run().await,
             Self::Audit(command) => command.run().await,
+            Self::Backup(command) => command.run().await,
+            Self::Restore(command) => command.run(),
+            Self::Verify(command) => command.run(),
             Self::Completions(command) => command.run(),
             Self::Man(command) => command.run(),
         }

@@ -65,6 +65,9 @@ pub struct Dev {
     /// The address of HTTP and gRPC.
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
+    /// An address of their own for /healthz, /readyz and /metrics.
+    #[arg(long)]
+    ops_listen: Option<SocketAddr>,
     /// Hands mail to this server instead of the built-in mailbox, such as smtp://127.0.0.1:2525.
     #[arg(long)]
     smtp: Option<String>,
@@ -86,6 +89,7 @@ impl Dev {
         let mut flags = storage_flags(&self.data);
         flags.push(("listen", Value::String(self.listen.to_string())));
         flags.push(("public_url", Value::String(format!("http://{}", self.listen))));
+        flags.extend(self.ops_listen.map(|address| ("ops_listen", Value::String(address.to_string()))));
         flags.extend(self.smtp.map(|url| ("email.url", Value::String(url))));
         let node = Node::start(self.settings.load(flags)?, Mode::Dev).await?;
         say(&welcome(&node))?;
@@ -96,6 +100,7 @@ impl Dev {
 /// What a newcomer needs: addresses, keys, and calls that work as they are.
 fn welcome(node: &Node) -> String {
     let at = format!("http://{}", node.address);
+    let ops = format!("http://{}", node.ops_address);
     let mail = node
         .mailbox
         .as_ref()
@@ -104,7 +109,7 @@ fn welcome(node: &Node) -> String {
         r#"Herald runs on {at} (HTTP and gRPC on the same port).
   tenant         demo, key hk_dev_demo
   operator       key hk_dev_admin (both exist in herald dev only)
-{mail}  health         {at}/healthz, {at}/readyz; metrics {at}/metrics
+{mail}  health         {ops}/healthz, {ops}/readyz; metrics {ops}/metrics
 
 Send a first notification, from another terminal:
 
@@ -122,6 +127,9 @@ Or with this program: export HERALD_URL={at} HERALD_KEY=hk_dev_demo; herald noti
 /// Runs with a configuration.
 #[derive(Debug, Args)]
 pub struct Run {
+    /// An address of their own for /healthz, /readyz and /metrics.
+    #[arg(long)]
+    ops_listen: Option<SocketAddr>,
     #[command(flatten)]
     settings: Settings,
 }
@@ -133,7 +141,8 @@ impl Run {
     /// If it cannot start, or something failed while it ran.
     pub async fn run(self) -> Result<(), Failure> {
         logging::start("info");
-        let config = self.settings.load(Vec::new())?;
+        let ops_listen = self.ops_listen.map(|address| ("ops_listen", Value::String(address.to_string())));
+        let config = self.settings.load(ops_listen.into_iter().collect())?;
         Ok(Node::start(config, Mode::Plain).await?.run_until_signal().await?)
     }
 }

@@ -2,14 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is to do")]
 
+mod backup;
 mod clients;
 mod commands;
 mod erasure;
 mod http;
 mod import;
 mod kill;
+mod metrics;
 mod power_cut;
 mod redrive;
 mod refusals;
 mod support;
 mod tenants;
+mod upgrade;

@@ -1,0 +1,240 @@
+//! Backups of a running process: an operator asks for one with `POST /v1/admin/backups`.
+//!
+//! The files are written by the process that has the data open, on its own machine. So this is a call to one process,
+//! beside `/metrics`, and no part of the API of the roles; it has no gRPC face.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use axum::{
+    Router,
+    extract::{FromRef, State},
+    http::StatusCode,
+    response::Response,
+    routing::post,
+};
+use herald_api::{
+    auth::{Authenticated, Authenticator},
+    json::{Json, answer},
+    rejection::Rejection,
+};
+use herald_core::{
+    clock::World,
+    problem::{Kind, Problem},
+};
+use herald_embedded::{
+    backup::{self, BackupError, Manifest},
+    data_dir::Description,
+    disk::RealDisk,
+    kv::FjallKv,
+    log::EmbeddedLog,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+/// How long a caller waits for the end of a backup.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// A data directory that this process has open.
+#[derive(Clone)]
+pub struct Backups {
+    pub(crate) log: EmbeddedLog,
+    pub(crate) stores: Arc<FjallKv>,
+    pub(crate) data: Description,
+    /// What must stay free on the disk of a backup.
+    pub(crate) reserve_bytes: u64,
+    pub(crate) world: World,
+}
+
+impl Backups {
+    /// Takes a backup into a directory, which is made if there is none. Blocks for as long as the copy takes.
+    ///
+    /// # Errors
+    /// Where the directory is not empty, or the disk does not take it.
+    pub fn take(&self, to: &Path) -> Result<Manifest, BackupError> {
+        let disk = RealDisk::open(to)
+            .map_err(|source| BackupError::Io { what: format!("make the directory {}", to.display()), source })?;
+        let source = backup::Source { log: &self.log, stores: &self.stores, data: &self.data };
+        backup::take(&source, &disk, self.reserve_bytes, self.world.now_ms())
+    }
+}
+
+/// The routes of operators.
+///
+/// `last_backup_ms` is set to the time of each one that is complete.
+pub fn router(backups: Backups, authenticator: Authenticator, last_backup_ms: Arc<AtomicU64>) -> Router {
+    Router::new().route("/v1/admin/backups", post(create).get(last)).with_state(Deps {
+        backups,
+        authenticator,
+        last: Arc::new(watch::Sender::new(None)),
+        last_backup_ms,
+    })
+}
+
+#[derive(Clone)]
+struct Deps {
+    backups: Backups,
+    authenticator: Authenticator,
+    /// The backup that was begun last.
+    last: Arc<watch::Sender<Option<Begun>>>,
+    last_backup_ms: Arc<AtomicU64>,
+}
+
+#[derive(Clone)]
+struct Begun {
+    view: BackupView,
+    refusal: Option<Problem>,
+}
+
+impl FromRef<Deps> for Authenticator {
+    fn from_ref(deps: &Deps) -> Self {
+        deps.authenticator.clone()
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BackupBody {
+    directory: String,
+}
+
+/// How far a backup is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackupState {
+    /// It is being written.
+    Running,
+    /// It can be restored.
+    Complete,
+    /// It was not completed.
+    Failed,
+}
+
+/// A backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupView {
+    /// Where it is.
+    pub directory: String,
+    /// How far it is.
+    pub state: BackupState,
+    /// Its size in bytes, once it is complete.
+    pub bytes: u64,
+    /// Rows of the stores in it, once it is complete.
+    pub rows: u64,
+    /// How long it took, once it has ended.
+    pub duration_ms: u64,
+    /// Why it failed, if it did.
+    pub error: Option<String>,
+}
+
+/// Begins a backup and waits for its end, but not for long: 202 says that it goes on.
+async fn create(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    Json(BackupBody { directory }): Json<BackupBody>,
+) -> Result<Response, Rejection> {
+    let operator = caller.require_operator()?.to_owned();
+    if !Path::new(&directory).is_absolute() {
+        let detail = "It is a path on the machine of the process, and must begin with a slash.";
+        return Err(Problem::field("directory", "invalid_value", detail).into());
+    }
+    let mut is_running = false;
+    deps.last.send_modify(|last| {
+        is_running = last.as_ref().is_some_and(|last| last.view.state == BackupState::Running);
+        if !is_running {
+            *last = Some(Begun { view: running(&directory), refusal: None });
+        }
+    });
+    if is_running {
+        let running = Problem::new(Kind::Conflict, "backup_running", "Another backup is running.");
+        return Err(running.with_retry_after(10).into());
+    }
+    tracing::info!(operator, directory, "a backup begins");
+    let mut ended = deps.last.subscribe();
+    let Deps { backups, last, last_backup_ms, .. } = deps;
+    // On a thread of its own: it goes on although the caller may be gone before its end.
+    std::mem::drop(tokio::task::spawn_blocking(move || {
+        let begun = Instant::now();
+        let taken = backups.take(Path::new(&directory));
+        if let Ok(manifest) = &taken {
+            last_backup_ms.store(manifest.created_ms, Relaxed);
+        }
+        last.send_replace(Some(end(&directory, taken, begun.elapsed())));
+    }));
+    let is_over = |last: &Option<Begun>| last.as_ref().is_some_and(|last| last.view.state != BackupState::Running);
+    // Whether it has ended or goes on is in its state.
+    let _waited = tokio::time::timeout(ANSWER_WITHIN, ended.wait_for(is_over)).await.map(drop);
+    let last = ended.borrow().clone();
+    match last {
+        Some(Begun { refusal: Some(problem), .. }) => Err(problem.into()),
+        Some(Begun { view, .. }) => {
+            let is_running = view.state == BackupState::Running;
+            Ok(answer(if is_running { StatusCode::ACCEPTED } else { StatusCode::OK }, &view))
+        }
+        None => Err(Problem::new(Kind::Internal, "internal", "The backup is not known.").into()),
+    }
+}
+
+/// The backup that was begun last.
+async fn last(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+) -> Result<Json<BackupView>, Rejection> {
+    caller.require_operator()?;
+    let last = deps.last.borrow().clone();
+    Ok(Json(last.ok_or_else(|| Problem::not_found("backup since the process started"))?.view))
+}
+
+fn running(directory: &str) -> BackupView {
+    let directory = directory.to_owned();
+    BackupView { directory, state: BackupState::Running, bytes: 0, rows: 0, duration_ms: 0, error: None }
+}
+
+fn end(directory: &str, taken: Result<Manifest, BackupError>, took: Duration) -> Begun {
+    let view = BackupView { duration_ms: took.as_millis() as u64, ..running(directory) };
+    match taken {
+        Ok(manifest) => {
+            let (bytes, rows) = (manifest.bytes(), manifest.rows);
+            tracing::info!(directory, bytes, rows, duration_ms = view.duration_ms, "a backup is complete");
+            Begun { view: BackupView { state: BackupState::Complete, bytes, rows, ..view }, refusal: None }
+        }
+        Err(error) => {
+            tracing::warn!(directory, %error, "a backup failed");
+            let error_text = Some(error.to_string());
+            let view = BackupView { state: BackupState::Failed, error: error_text, ..view };
+            Begun { view, refusal: Some(problem(&error)) }
+        }
+    }
+}
+
+/// The operator chose the directory, so what the system says about it is for the operator.
+fn problem(error: &BackupError) -> Problem {
+    match error {
+        BackupError::Complete | BackupError::NotEmpty { .. } => {
+            Problem::refused("backup_refused", format!("The backup was not begun: {error}."))
+        }
+        BackupError::NoRoom { .. } | BackupError::Io { .. } => {
+            Problem::new(Kind::Unavailable, "backup_failed", format!("The backup was not completed: {error}."))
+        }
+        BackupError::Log(error) => error.clone().into(),
+        BackupError::Store(error) => error.clone().into(),
+    }
+}
+
+/// Takes a backup of a data directory that no process has open.
+///
+/// # Errors
+/// Where it is in use, cannot be opened, or the backup fails.
+pub fn take_offline(data: &Path, to: &Path, world: &World) -> anyhow::Result<Manifest> {
+    let embedded = crate::backends::Embedded::open_existing(data, world)?;
+    let taken = embedded.backups(0, world).take(to).with_context(|| format!("no backup into {}", to.display()));
+    let closed = embedded.close();
+    taken.and_then(|manifest| closed.map(|()| manifest))
+}

@@ -1,0 +1,234 @@
+//! Backups of a process under traffic; restores elsewhere; both broken off by SIGKILL; and what `verify` finds.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use serde_json::Value;
+use tokio::sync::Mutex;
+
+use crate::{
+    commands::{answered, herald, operator, said},
+    support::{Chance, Client, Setup, notification, seed, user},
+};
+
+const PEOPLE: u64 = 100;
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Checks a data directory; it must be sound, and nothing may be lost.
+fn verified(data: &Path) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_herald")).args(["verify", "--json", "--data", text(data)]).output();
+    let report = answered(&output.unwrap());
+    assert_eq!(report["fault_count"], 0);
+    report
+}
+
+fn restore(from: &Path, data: &Path) -> Output {
+    let arguments = ["restore", "--json", "--from", text(from), "--data", text(data)];
+    Command::new(env!("CARGO_BIN_EXE_herald")).args(arguments).output().unwrap()
+}
+
+/// Notifies until told to stop, and notes what was accepted.
+async fn notify_on(mut client: Client, stop: Arc<AtomicBool>, accepted: Arc<Mutex<Vec<String>>>) {
+    for batch in 0.. {
+        if stop.load(Relaxed) {
+            return;
+        }
+        let one = |n: u64| {
+            let users = (0..5).map(|i| user((batch * 7 + n + i) % PEOPLE)).collect();
+            notification(&format!("call-{batch}-{n}"), users)
+        };
+        let results = client.notify((0..20).map(one).collect()).await.unwrap();
+        accepted.lock().await.extend(results.into_iter().filter_map(|result| result.request_id));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_was_accepted_before_a_backup_is_in_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let setup = Setup::new(&directory.path().join("data"));
+    let process = setup.start().await;
+    process.client().await.set_up(PEOPLE).await;
+    let (stop, accepted) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+    let traffic = tokio::spawn(notify_on(process.client().await, stop.clone(), accepted.clone()));
+    while accepted.lock().await.len() < 500 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let before = accepted.lock().await.clone();
+    let backup = directory.path().join("backup");
+    let taken = answered(&operator(&setup, &["backup", "--json", "--to", text(&backup)]));
+    assert_eq!(taken["state"], "complete");
+    assert!(taken["bytes"].as_u64() > Some(10_000) && taken["rows"].as_u64() > Some(PEOPLE), "{taken}");
+    stop.store(true, Relaxed);
+    traffic.await.unwrap();
+
+    // A tenant's key takes none, a path must be whole, and a backup is never written over.
+    let refused = herald(&setup, &["backup", "--to", text(&directory.path().join("other"))]);
+    assert_eq!(refused.status.code(), Some(5), "{}", said(&refused));
+    let again = operator(&setup, &["backup", "--to", text(&backup)]);
+    assert!(again.status.code() == Some(3) && said(&again).contains("complete backup"), "{}", said(&again));
+    // Nor is a restore, over data in use or at rest.
+    let live = restore(&backup, &setup.data);
+    assert!(!live.status.success() && said(&live).contains("never writes over data"), "{}", said(&live));
+    process.kill();
+
+    let restored = Setup::new(&directory.path().join("restored"));
+    answered(&restore(&backup, &restored.data));
+    let report = verified(&restored.data);
+    assert!(report["notifications"].as_u64() >= Some(before.len() as u64), "{report}");
+    let process = restored.start().await;
+    let mut client = process.client().await;
+    for id in &before {
+        let counts = client.settled(id).await.instances.unwrap();
+        assert_eq!(counts.delivered, 10, "{id}: {counts:?}");
+    }
+    // The books of what was left behind by the kill hold too.
+    verified(&setup.data);
+}
+
+/// Runs `herald` and kills it after a while.
+fn killed_after(arguments: &[&str], delay: Duration) {
+    let mut child: Child = Command::new(env!("CARGO_BIN_EXE_herald"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(delay);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backups_and_restores_that_are_killed_can_be_repeated() {
+    let chance = Chance::new(seed());
+    let directory = tempfile::tempdir().unwrap();
+    let setup = Setup::new(&directory.path().join("data"));
+    let process = setup.start().await;
+    let mut client = process.client().await;
+    client.set_up(PEOPLE).await;
+    let mut last = String::new();
+    for batch in 0..40u64 {
+        let one = |n: u64| notification(&format!("{batch}-{n}"), (0..20).map(|i| user((n + i) % PEOPLE)).collect());
+        last = client.notify((0..20).map(one).collect()).await.unwrap()[19].request_id.clone().unwrap();
+    }
+    client.settled(&last).await;
+    let backup = directory.path().join("backup");
+    // The process that writes the backup is the one that dies.
+    let mut process = Some(process);
+    for _ in 0..3 {
+        let asked = Command::new(env!("CARGO_BIN_EXE_herald"))
+            .args(["backup", "--to", text(&backup), "--key", "hk_dev_admin", "--url"])
+            .arg(format!("http://127.0.0.1:{}", setup.port))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        tokio::time::sleep(Duration::from_millis(chance.below(60))).await;
+        process.take().unwrap().kill();
+        asked.unwrap().wait().unwrap();
+        process = Some(setup.start().await);
+        if backup.join("backup.json").exists() {
+            std::fs::remove_dir_all(&backup).unwrap();
+        } else if backup.join("backup.partial").exists() {
+            let refused = restore(&backup, &directory.path().join("nothing"));
+            assert!(said(&refused).contains("partial"), "{}", said(&refused));
+        }
+    }
+    answered(&operator(&setup, &["backup", "--json", "--to", text(&backup)]));
+    process.take().unwrap().kill();
+
+    let restored = Setup::new(&directory.path().join("restored"));
+    let arguments = ["restore", "--from", text(&backup), "--data", text(&restored.data)];
+    for _ in 0..5 {
+        killed_after(&arguments, Duration::from_millis(chance.below(120)));
+        let is_data = restored.data.join("herald.json").exists();
+        if !is_data && restored.data.join("restore.partial").exists() {
+            assert!(restored.try_start().await.is_none(), "what is half restored is not started on");
+            let log = std::fs::read_to_string(restored.data.with_extension("log")).unwrap();
+            assert!(log.contains("broken off"), "{log}");
+        }
+        if is_data {
+            verified(&restored.data);
+            std::fs::remove_dir_all(&restored.data).unwrap();
+        }
+    }
+    answered(&restore(&backup, &restored.data));
+    verified(&restored.data);
+    let process = restored.start().await;
+    process.client().await.settled(&last).await;
+}
+
+/// A data directory at rest, with work under way.
+async fn at_rest(directory: &Path) -> PathBuf {
+    let mut setup = Setup::new(&directory.join("data"));
+    // Nobody answers there, so mail stays in flight.
+    setup.smtp = Some("smtp://127.0.0.1:9?tls=off".to_owned());
+    let process = setup.start().await;
+    let mut client = process.client().await;
+    client.set_up(5).await;
+    let one = |n: u64| notification(&format!("n{n}"), vec![user(n % 5), user((n + 1) % 5)]);
+    let results = client.notify((0..50).map(one).collect()).await.unwrap();
+    let last = results[49].request_id.clone().unwrap();
+    while client.status(&last).await.unwrap().instances.unwrap().delivered < 2 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    process.kill();
+    setup.data
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_tells_what_is_on_its_way_from_what_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = at_rest(directory.path()).await;
+    let report = verified(&data);
+    assert!(report["in_flight"].as_u64() >= Some(90), "{report}");
+    let offline = directory.path().join("offline");
+    let output = Command::new(env!("CARGO_BIN_EXE_herald"))
+        .args(["backup", "--json", "--key", "none", "--data", text(&data), "--to", text(&offline)])
+        .output()
+        .unwrap();
+    answered(&output);
+
+    let said_of = |data: &Path| {
+        let output = Command::new(env!("CARGO_BIN_EXE_herald")).args(["verify", "--data", text(data)]).output();
+        let output = output.unwrap();
+        (output.status.code(), said(&output))
+    };
+    assert_eq!(said_of(&directory.path().join("nothing")).0, Some(1));
+
+    // One byte of the journal.
+    let journal = std::fs::read_dir(data.join("journal")).unwrap().map(|entry| entry.unwrap().path());
+    let segment = journal.filter(|path| path.extension().is_some_and(|e| e == "seg")).max().unwrap();
+    let sound = std::fs::read(&segment).unwrap();
+    let mut damaged = sound.clone();
+    damaged[sound.len() / 2] ^= 1;
+    std::fs::write(&segment, damaged).unwrap();
+    let (code, text) = said_of(&data);
+    let name = segment.file_name().unwrap().to_str().unwrap();
+    assert!(code == Some(8) && text.contains("FAULT     journal") && text.contains(name), "{text}");
+    assert!(text.contains("UNCHECKED books"), "{text}");
+    std::fs::write(&segment, sound).unwrap();
+    assert_eq!(said_of(&data).0, Some(0));
+
+    // A journal that ends in order and knows nothing of what the books say is on its way.
+    let empty = directory.path().join("empty");
+    let setup = Setup::new(&empty);
+    setup.start().await.kill();
+    for name in ["journal", "herald.json"] {
+        let moved = data.join(name).with_extension("aside");
+        std::fs::rename(data.join(name), moved).unwrap();
+        std::fs::rename(empty.join(name), data.join(name)).unwrap();
+    }
+    let (code, text) = said_of(&data);
+    assert!(code == Some(8) && text.contains("0 are on their way"), "{text}");
+}

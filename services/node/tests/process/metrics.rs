@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use crate::support::{Setup, notification, user};
+use crate::support::{PATIENCE, Setup, notification, user};
 
 /// What a plain GET answers: status and body.
 fn get(port: u16, path: &str) -> (u16, String) {
@@ -94,4 +94,44 @@ async fn metrics_are_those_of_the_page_and_have_a_listener_of_their_own() {
         assert!(text.contains(sample), "{sample} is not in\n{text}");
     }
     assert!(!text.contains(&user(0)), "no user is named");
+}
+
+/// Waits until the process tells of something stuck.
+async fn told(port: u16) -> String {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let (status, ready) = get(port, "/readyz");
+        if ready.contains("request_id") {
+            assert_eq!(status, 200, "a stuck notification is no reason to send calls elsewhere");
+            return ready;
+        }
+        assert!(std::time::Instant::now() < deadline, "nothing is said to be stuck: {ready}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_move_is_told_also_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut setup = Setup::new(&directory.path().join("data"));
+    // Nobody sends.
+    setup.settings = ["members.worker=0", "ledger.stall_after_ms=300", "ledger.reconcile_interval_ms=100"]
+        .map(str::to_owned)
+        .to_vec();
+    let process = setup.start().await;
+    let mut client = process.client().await;
+    client.set_up(2).await;
+    let results = client.notify(vec![notification("one", vec![user(0), user(1)])]).await.unwrap();
+    let id = results[0].request_id.clone().unwrap();
+    let wanted = [id.as_str(), "\"stage\":\"sending\"", "\"finding\":\"stalled\"", "\"created\":2", "\"ended\":0"];
+    let said = told(setup.port).await;
+    assert!(wanted.iter().all(|part| said.contains(part)), "{said}");
+    let (_, text) = get(setup.port, "/metrics");
+    assert!(text.contains("herald_books_stalled 2") && !text.contains("herald_in_flight_idle_seconds 0.0"), "{text}");
+    process.kill();
+
+    // No receipt brings the books to memory, and yet they are looked at.
+    let _process = setup.start().await;
+    let said = told(setup.port).await;
+    assert!(wanted.iter().all(|part| said.contains(part)), "{said}");
 }

@@ -89,7 +89,7 @@ impl Open {
     async fn read_then_store(&self, stop: &AtomicBool, acknowledged: &AtomicU64) {
         let mut next = 0;
         while !stop.load(Relaxed) {
-            let (records, after) = self.log.read(DELIVERIES, next, 64).await.unwrap();
+            let (records, after) = self.log.read(DELIVERIES, next, 16).await.unwrap();
             // An append is durable when it returns, and everything before it is too.
             self.log.append(vec![record(DELIVERIES_OF_OTHERS, "mark")]).await.unwrap();
             for record in records {
@@ -130,8 +130,8 @@ async fn what_is_restored_is_of_one_instant_whatever_went_on() {
         async move { open.read_then_store(&stop, &read).await }
     });
     let mut acknowledged = 0;
-    for round in 0..6 {
-        while read.load(Relaxed) < acknowledged + 100 {
+    for round in 0..12 {
+        while read.load(Relaxed) < acknowledged + 50 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         // What was stored because it was durable must be there, and what it rests on.

@@ -30,13 +30,13 @@ pub struct Cleaning {
     file: Arc<dyn DiskFile>,
 }
 
-/// The segment that is worth cleaning most, if any is.
-fn choose(segments: &Segments, segment_bytes: u64) -> Option<u64> {
+/// The segment that is worth cleaning most, if any is. What is not wholly on the disk yet cannot be read.
+fn choose(segments: &Segments, durable: u64, segment_bytes: u64) -> Option<u64> {
     let sealed = || segments.iter().rev().skip(1 + SPARED_SEGMENTS);
     let (all, live) = sealed().fold((0, 0), |(all, live), (_, s)| (all + s.length, live + s.live_bytes));
     let loose = all > 2 * live + TOLERATED_DEAD_SEGMENTS * segment_bytes;
     sealed()
-        .filter(|(_, s)| s.live > 0)
+        .filter(|(start, s)| s.live > 0 && *start + s.length <= durable)
         .map(|(start, s)| (s.live_bytes * 1_000 / s.length.max(1), *start))
         .min()
         .filter(|(live_permille, _)| *live_permille < 250 || (loose && *live_permille < 750))
@@ -48,7 +48,9 @@ impl Shared {
     pub(super) fn clean(&self, writer: &mut Writer) -> Result<(), String> {
         if writer.cleaning.is_none() {
             let state = self.state.lock();
-            let Some(segment) = choose(&state.segments, self.options.segment_bytes) else { return Ok(()) };
+            let Some(segment) = choose(&state.segments, state.durable, self.options.segment_bytes) else {
+                return Ok(());
+            };
             let length = state.segments.get(&segment).map_or(0, |s| s.length);
             drop(state);
             let file = self.disk.open(&format::segment_name(segment)).map_err(|e| cannot(segment, &e.to_string()))?;

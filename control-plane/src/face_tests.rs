@@ -7,7 +7,7 @@ use axum::{
     body::Body,
     http::{Request, StatusCode, header},
 };
-use herald_api::{auth::Authenticator, finish::Finish};
+use herald_api::{audit::Auditing, auth::Authenticator, finish::Finish};
 use herald_core::{auth::Scope, ids::TenantId, record::Channel};
 use herald_proto::v1::{self, admin_server::Admin, templates_server::Templates};
 use http_body_util::BodyExt;
@@ -19,25 +19,46 @@ use crate::{
     dead_letters::DeadLetters,
     grpc, http,
     service::Deps,
-    testing::{FakeDirectory, FakeLog, FakeRegistry, Process},
+    testing::{FakeAudit, FakeDirectory, FakeFleet, FakeLedger, FakeLog, FakeRegistry, Process},
 };
 
-struct Face {
+pub(crate) struct Face {
     router: Router,
-    deps: Deps,
-    _process: Process,
+    pub(crate) deps: Deps,
+    pub(crate) log: Arc<FakeLog>,
+    pub(crate) ledger: Arc<FakeLedger>,
+    pub(crate) fleet: Arc<FakeFleet>,
+    pub(crate) process: Process,
 }
 
-async fn face() -> Face {
+pub(crate) async fn face() -> Face {
     let (log, registry) = (FakeLog::new(), Arc::new(FakeRegistry::default()));
     let process = Process::start(&log, &registry);
     ensure_dev(&process.publisher).await.unwrap();
     let publisher = process.publisher.clone();
     let authenticator = Authenticator::new(publisher.watch(), publisher.world().clock.clone());
-    let finish = Finish::new(publisher.world().entropy.clone());
+    let (world, finish) = (publisher.world().clone(), Finish::new(publisher.world().entropy.clone()));
+    let (ledger, fleet, audit) =
+        (Arc::<FakeLedger>::default(), Arc::<FakeFleet>::default(), Arc::<FakeAudit>::default());
     let dead_letters = Arc::new(DeadLetters::new(log.clone(), publisher.world().clone()));
-    let deps = Deps { publisher, directory: Arc::new(FakeDirectory), dead_letters, authenticator };
-    Face { router: http::routes(deps.clone()).into_router().layer(finish), deps, _process: process }
+    let deps = Deps {
+        publisher,
+        dead_letters,
+        directory: Arc::new(FakeDirectory),
+        ledger: ledger.clone(),
+        fleet: fleet.clone(),
+        audit: audit.clone(),
+        providers: Arc::new(["smtp".to_owned()]),
+        authenticator,
+    };
+    Face {
+        router: http::routes(deps.clone()).into_router().layer(Auditing::new(audit, world)).layer(finish),
+        deps,
+        log,
+        ledger,
+        fleet,
+        process,
+    }
 }
 
 impl Face {
@@ -55,12 +76,12 @@ impl Face {
         (status, serde_json::from_slice(&bytes).unwrap())
     }
 
-    async fn as_key(&self, key: &str, method: &str, path: &str, body: Value) -> (StatusCode, Value) {
+    pub(crate) async fn as_key(&self, key: &str, method: &str, path: &str, body: Value) -> (StatusCode, Value) {
         self.call(method, path, &[("authorization", &format!("Bearer {key}"))], body).await
     }
 }
 
-const ADMIN_CALLS: [(&str, &str); 10] = [
+const ADMIN_CALLS: [(&str, &str); 14] = [
     ("PUT", "/v1/admin/tenants/x"),
     ("GET", "/v1/admin/tenants/demo"),
     ("GET", "/v1/admin/tenants"),
@@ -71,6 +92,10 @@ const ADMIN_CALLS: [(&str, &str); 10] = [
     ("PUT", "/v1/admin/limits"),
     ("GET", "/v1/admin/limits"),
     ("DELETE", "/v1/admin/limits/nothing"),
+    ("PUT", "/v1/admin/switches"),
+    ("GET", "/v1/admin/switches"),
+    ("DELETE", "/v1/admin/switches/sw_1"),
+    ("GET", "/v1/admin/audit"),
 ];
 
 const TEMPLATE_CALLS: [(&str, &str); 6] = [
@@ -215,7 +240,7 @@ async fn a_refusal_names_the_field_and_its_place() {
     assert_eq!(face.as_key(DEV_KEY, "POST", "/v1/templates/t:explode", Value::Null).await.0, 404);
 }
 
-fn grpc_request<T>(key: &str, message: T) -> tonic::Request<T> {
+pub(crate) fn grpc_request<T>(key: &str, message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
     request

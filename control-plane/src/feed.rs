@@ -3,22 +3,20 @@
 use std::{sync::Arc, time::Duration};
 
 use herald_core::{
+    clock::World,
+    control::{ControlReads, control},
     policy::Policy,
-    ports::log::{Log, LogError, Record, partition},
+    ports::log::{Log, LogError, Record},
     record::{Control, Schema},
-    topic::{Topic, TopicPartition},
 };
 use prost::Message;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 const RECORDS_A_READ: usize = 1_000;
-const RETRY: Duration = Duration::from_secs(1);
-
-/// Where policies are.
-pub fn control() -> TopicPartition {
-    partition(Topic::Control, 0)
-}
+/// How often `control` is read although nothing new is known to be on it: no send starts unless it was read to its end
+/// within the last second.
+const READ_EVERY: Duration = Duration::from_millis(200);
 
 /// The snapshot as of now: everything on `control`. A role starts with it, so that its first decision is an informed one.
 pub async fn read_policy(log: &dyn Log) -> Result<Policy, LogError> {
@@ -27,29 +25,35 @@ pub async fn read_policy(log: &dyn Log) -> Result<Policy, LogError> {
     Ok(policy)
 }
 
-/// Follows `control` from the snapshot in `sender` on and publishes a new one after each change, until shutdown.
-/// While the log is away the last snapshot holds.
+/// Follows `control` from the snapshot in `sender` on and publishes a new one after each change, until shutdown; `reads`
+/// tells how far it has come. While the log is away the last snapshot holds.
 pub async fn policy_feed(
     log: Arc<dyn Log>,
     sender: watch::Sender<Arc<Policy>>,
+    reads: Arc<ControlReads>,
+    world: World,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let follow = async {
         loop {
+            let (read, asked_ms) = (reads.begin(), world.now_ms());
             let mut policy = Policy::clone(&sender.borrow());
             let before = policy.version;
-            let read = catch_up(&*log, &mut policy).await;
+            let reached_end = catch_up(&*log, &mut policy).await;
             let version = policy.version;
             if version != before {
                 sender.send_replace(Arc::new(policy));
             }
-            let reached = match read {
-                Ok(()) => log.reached(control(), version).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = reached {
-                tracing::warn!(%error, "control cannot be read; the last policies hold");
-                tokio::time::sleep(RETRY).await;
+            match reached_end {
+                Ok(()) => {
+                    reads.end(read, asked_ms);
+                    // News is read at once; an error of this wait shows again when the topic is read.
+                    let _news = tokio::time::timeout(READ_EVERY, log.reached(control(), version)).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "control cannot be read; the last policies hold");
+                    tokio::time::sleep(READ_EVERY).await;
+                }
             }
         }
     };

@@ -13,13 +13,14 @@ use herald_proto::v1::{
 use tonic::{Request, Response, Status};
 
 use crate::{
+    audit,
     http::{bad_expiry, lists, no_scope},
     keys::{self, NewKey},
     lag::lag,
     limits::{self, NewQuota},
     messages::{self, object},
     service::{Deps, Page, preview},
-    templates, tenants,
+    switches, templates, tenants,
     views::{PreviewBody, PreviewUser},
 };
 
@@ -61,7 +62,7 @@ async fn answer<T, R>(
     decide: impl AsyncFnOnce(Call<T>) -> Result<R, Problem>,
 ) -> Result<Response<R>, Status> {
     let (metadata, extensions, message) = request.into_parts();
-    let answered = match deps.authenticator.authenticate(&metadata.into_headers()) {
+    let answered = match deps.authenticator.authenticate_call(&metadata.into_headers(), &extensions) {
         Ok(Authenticated { caller, .. }) => decide(Call { caller, message }).await,
         Err(problem) => Err(problem),
     };
@@ -275,6 +276,35 @@ impl Admin for AdminService {
         .await
     }
 
+    async fn put_switch(
+        &self,
+        request: Request<v1::PutSwitchRequest>,
+    ) -> Result<Response<v1::PutSwitchResponse>, Status> {
+        let mut answered = answer(&self.0, request, async |call: Call<v1::PutSwitchRequest>| {
+            let operator = call.caller.require_operator()?;
+            switches::put(&self.0, operator, call.message).await
+        })
+        .await?;
+        let note = switches::note_of(answered.get_ref());
+        answered.extensions_mut().insert(note);
+        Ok(answered)
+    }
+
+    async fn list_switches(
+        &self,
+        request: Request<v1::ListSwitchesRequest>,
+    ) -> Result<Response<v1::ListSwitchesResponse>, Status> {
+        answer(&self.0, request, async |call: Call<v1::ListSwitchesRequest>| {
+            call.caller.require_operator()?;
+            let v1::ListSwitchesRequest { page_size, page_token } = call.message;
+            let page = Page::open(lists::switches(), page_size, page_token.as_deref())?;
+            let switches = switches::list(&self.0, page.after.as_deref(), page.limit).await;
+            let next_page_token = page.next(switches.len(), switches.last().map(|last| last.id.as_str()));
+            Ok(v1::ListSwitchesResponse { switches, next_page_token })
+        })
+        .await
+    }
+
     async fn redrive_dead_letters(
         &self,
         request: Request<v1::RedriveDeadLettersRequest>,
@@ -282,6 +312,17 @@ impl Admin for AdminService {
         answer(&self.0, request, async |call: Call<v1::RedriveDeadLettersRequest>| {
             call.caller.require_operator()?;
             self.0.dead_letters.redrive(call.message).await
+        })
+        .await
+    }
+
+    async fn delete_switch(
+        &self,
+        request: Request<v1::DeleteSwitchRequest>,
+    ) -> Result<Response<v1::DeleteSwitchResponse>, Status> {
+        answer(&self.0, request, async |call: Call<v1::DeleteSwitchRequest>| {
+            call.caller.require_operator()?;
+            switches::delete(&self.0, &call.message.id).await
         })
         .await
     }
@@ -337,6 +378,17 @@ impl Admin for AdminService {
             call.caller.require_operator()?;
             limits::delete(&self.0.publisher, &call.message.id).await?;
             Ok(v1::DeleteLimitResponse {})
+        })
+        .await
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<v1::ListAuditRequest>,
+    ) -> Result<Response<v1::ListAuditResponse>, Status> {
+        answer(&self.0, request, async |call: Call<v1::ListAuditRequest>| {
+            call.caller.require_operator()?;
+            audit::list(&self.0, call.message).await
         })
         .await
     }

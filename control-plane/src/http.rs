@@ -3,11 +3,13 @@
 mod dead_letters;
 
 use axum::{
+    Extension,
     body::Bytes,
     extract::{FromRef, FromRequest, Path, Request, State},
     routing::post,
 };
 use herald_api::{
+    audit::AuditNote,
     auth::{Authenticated, Authenticator},
     json::{self, Json},
     page::List,
@@ -17,14 +19,16 @@ use herald_api::{
     time::millis,
 };
 use herald_core::{auth::Scope, problem::Problem};
+use herald_proto::v1;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{
+    audit,
     keys::{self, NewKey},
     limits::{self, NewQuota},
     service::{Deps, Page, preview},
-    templates, tenants,
+    switches, templates, tenants,
     views::*,
 };
 
@@ -45,6 +49,10 @@ pub fn routes(deps: Deps) -> Routes {
         .on(Route::post("/v1/admin/keys", "Admin.CreateKey"), create_key)
         .on(Route::get("/v1/admin/keys", "Admin.ListKeys"), list_keys)
         .on(Route::delete("/v1/admin/keys/{key_id}", "Admin.DeleteKey"), delete_key)
+        .on(Route::get("/v1/admin/audit", "Admin.ListAudit"), list_audit)
+        .on(Route::get("/v1/admin/switches", "Admin.ListSwitches"), list_switches)
+        .on(Route::put("/v1/admin/switches", "Admin.PutSwitch"), put_switch)
+        .on(Route::delete("/v1/admin/switches/{id}", "Admin.DeleteSwitch"), delete_switch)
         .merge(dead_letters::routes())
         .on(Route::put("/v1/admin/limits", "Admin.PutLimit"), put_limit)
         .on(Route::get("/v1/admin/limits", "Admin.ListLimits"), list_limits)
@@ -107,6 +115,10 @@ pub(crate) mod lists {
 
     pub(crate) fn limits() -> List {
         List::new("limits", &[])
+    }
+
+    pub(crate) fn switches() -> List {
+        List::new("switches", &[])
     }
 
     pub(crate) fn keys(tenant: Option<&str>) -> List {
@@ -304,4 +316,52 @@ async fn delete_limit(
     caller.require_operator()?;
     limits::delete(&deps.publisher, &id).await?;
     Ok(Json(Value::Object(serde_json::Map::new())))
+}
+
+async fn put_switch(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    body: Body,
+) -> Result<(Extension<AuditNote>, Json<v1::PutSwitchResponse>), Rejection> {
+    let operator = caller.require_operator()?;
+    let set = switches::put(&deps, operator, body.read()?).await?;
+    Ok((Extension(switches::note_of(&set)), Json(set)))
+}
+
+async fn list_switches(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    query: Query,
+) -> Answer<v1::ListSwitchesResponse> {
+    caller.require_operator()?;
+    let page = page(query, lists::switches())?;
+    let switches = switches::list(&deps, page.after.as_deref(), page.limit).await;
+    let next_page_token = page.next(switches.len(), switches.last().map(|last| last.id.as_str()));
+    Ok(Json(v1::ListSwitchesResponse { switches, next_page_token }))
+}
+
+async fn delete_switch(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    Path(id): Path<String>,
+) -> Answer<v1::DeleteSwitchResponse> {
+    caller.require_operator()?;
+    Ok(Json(switches::delete(&deps, &id).await?))
+}
+
+async fn list_audit(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    mut query: Query,
+) -> Answer<v1::ListAuditResponse> {
+    caller.require_operator()?;
+    let asked = v1::ListAuditRequest {
+        since: query.timestamp("since"),
+        actor: query.text("actor"),
+        tenant: query.text("tenant"),
+        page_size: query.value("page_size"),
+        page_token: query.text("page_token"),
+    };
+    query.finish()?;
+    Ok(Json(audit::list(&deps, asked).await?))
 }

@@ -1,7 +1,7 @@
-//! The control plane: versioned tenants, keys, limits and templates, and how they reach every role.
+//! The control plane: versioned tenants, keys, limits and templates, switches, and how they reach every role.
 //!
 //! Roles decide with a [`herald_core::policy::Policy`] that [`feed`] builds from the `control` topic. Changes go to the
-//! registry first and are then published by [`publisher`].
+//! registry first and are then published by [`publisher`]; [`switches`] go to the topic alone.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use self::publisher::Publisher;
 
+pub mod audit;
 pub mod bootstrap;
+mod cancels;
 pub mod dead_letters;
 #[cfg(test)]
 mod face_tests;
@@ -22,7 +24,11 @@ pub mod lag;
 pub mod limits;
 pub mod messages;
 pub mod publisher;
+pub mod reports;
 pub mod service;
+#[cfg(test)]
+mod switch_tests;
+pub mod switches;
 pub mod templates;
 pub mod tenants;
 #[cfg(test)]

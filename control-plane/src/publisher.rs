@@ -5,21 +5,20 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use herald_core::{
     clock::World,
-    outputs::FEATURE_LEVEL,
-    policy::{Policy, policy_key},
+    control::control_record,
+    policy::{Policy, kind},
     ports::{
-        log::{Log, NewRecord},
+        log::{Identity, Log, NewRecord},
         registry::{Registry, Versioned, Written},
     },
     problem::{Kind, Problem},
-    record::{Control, Envelope, Schema},
+    record::Control,
 };
-use prost::Message;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::feed::control;
+use crate::{cancels, switches};
 
 const APPLY_WITHIN: Duration = Duration::from_secs(5);
 const SWEEP_AT_ONCE: usize = 100;
@@ -156,13 +155,6 @@ impl Publisher {
     }
 
     fn record(&self, policy: &Versioned) -> NewRecord {
-        let identity = self.log.identity();
-        let envelope = Envelope {
-            schema: Schema::Control as i32,
-            feature_level: FEATURE_LEVEL,
-            region: identity.region.clone(),
-            ..Envelope::default()
-        };
         let body = Control {
             kind: policy.kind.clone(),
             key: policy.key.clone(),
@@ -170,13 +162,30 @@ impl Publisher {
             value: policy.value.clone().unwrap_or_default(),
             deleted: policy.value.is_none(),
         };
-        NewRecord {
-            at: control(),
-            key: policy_key(&policy.kind, &policy.key).into(),
-            timestamp_ms: self.world.now_ms(),
-            envelope,
-            body: body.encode_to_vec().into(),
-        }
+        control_record(self.log.identity(), &body, self.world.now_ms())
+    }
+
+    /// Writes policies to `control` and nowhere else (`None` deletes one), all or none, so that it works with every
+    /// store down: see [`kind::is_log_first`]. Returns the version of the policies that has them, once it is durable.
+    ///
+    /// # Errors
+    /// 503 where the log did not take them, or where it is open whether it did.
+    pub async fn put_log_first(&self, kind: &str, policies: Vec<(String, Option<Bytes>)>) -> Result<u64, Problem> {
+        debug_assert!(kind::is_log_first(kind), "{kind} belongs into the registry");
+        let now_ms = self.world.now_ms();
+        let record = |(key, value): (String, Option<Bytes>)| {
+            let deleted = value.is_none();
+            let value = value.unwrap_or_default();
+            let policy = Control { kind: kind.to_owned(), key, version: now_ms, value, deleted };
+            control_record(self.log.identity(), &policy, now_ms)
+        };
+        let offsets = self.log.append(policies.into_iter().map(record).collect()).await?;
+        Ok(offsets.last().map_or(0, |offset| offset + 1))
+    }
+
+    /// Region, epoch and layout of the log.
+    pub fn identity(&self) -> &Identity {
+        self.log.identity()
     }
 
     /// Returns once this process's feed has passed `offset`.
@@ -198,6 +207,12 @@ pub async fn sweep_until(publisher: Arc<Publisher>, interval: Duration, shutdown
             Ok(0) => {}
             Ok(policies) => tracing::info!(policies, "published what was left behind"),
             Err(error) => tracing::warn!(%error, "policies that were left behind could not be published"),
+        }
+        if let Err(error) = switches::forget_spent(&publisher).await {
+            tracing::warn!(%error, "switches that are over could not be forgotten");
+        }
+        if let Err(error) = cancels::forget_over(&publisher).await {
+            tracing::warn!(%error, "cancels that are over could not be forgotten");
         }
         tokio::select! {
             biased;

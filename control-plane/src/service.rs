@@ -7,7 +7,11 @@ use herald_api::{
     page::{List, page_size},
 };
 use herald_core::{
-    ids::TenantId, people::User, ports::directory::Directory, problem::Problem, templates::PersonContext,
+    ids::TenantId,
+    people::User,
+    ports::{audit::Audit, directory::Directory, fleet::Fleet, ledger::Ledger},
+    problem::Problem,
+    templates::PersonContext,
 };
 use serde_json::Value;
 
@@ -27,6 +31,14 @@ pub struct Deps {
     pub directory: Arc<dyn Directory>,
     /// Dead letters, and the log that they are on.
     pub dead_letters: Arc<DeadLetters>,
+    /// What waits behind switches.
+    pub ledger: Arc<dyn Ledger>,
+    /// Which processes run, and which policies they run.
+    pub fleet: Arc<dyn Fleet>,
+    /// What operators did.
+    pub audit: Arc<dyn Audit>,
+    /// The names of the providers that messages are handed to.
+    pub providers: Arc<[String]>,
     /// Who calls.
     pub authenticator: Authenticator,
 }

@@ -12,17 +12,22 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use herald_core::{
+    books::Totals,
     clock::{Clock, Entropy, World},
-    ids::TenantId,
+    control::ControlReads,
+    ids::{NotificationId, TenantId},
     people::{Person, User},
     policy::Policy,
     ports::{
         StoreError,
+        audit::{Audit, AuditFilter, AuditRow},
         directory::{AudienceKey, AudiencePage, Changed, Directory, Membership, PersonChange},
+        fleet::{Fleet, ProcessReport},
+        ledger::{AdmittedRow, Flush, ForeignToken, Ledger, Page, ReceiptRow, ReceiptScope, RequestRow, RequestScope},
         log::*,
         registry::{Registry, Versioned, Written},
     },
-    record::{Control, Cursor},
+    record::{Channel, Control, Cursor, Manifest},
     topic::{Group, Layout, TopicPartition},
 };
 use prost::Message;
@@ -207,7 +212,9 @@ impl Process {
         let (sender, policy) = watch::channel(Arc::new(Policy::default()));
         let world = World { clock: Arc::new(Counted::default()), entropy: Arc::new(Counted::default()) };
         let publisher = Arc::new(Publisher::new(log.clone(), registry.clone(), policy, world));
-        let feed = tokio::spawn(policy_feed(log.clone(), sender, CancellationToken::new()));
+        let reads = Arc::new(ControlReads::default());
+        let feed =
+            tokio::spawn(policy_feed(log.clone(), sender, reads, publisher.world().clone(), CancellationToken::new()));
         Self { publisher, feed }
     }
 
@@ -264,5 +271,112 @@ impl Directory for FakeDirectory {
         _: usize,
     ) -> Result<AudiencePage, StoreError> {
         unreachable!("previews read only")
+    }
+}
+
+/// The processes that a test says there are.
+#[derive(Default)]
+pub(crate) struct FakeFleet(pub(crate) Mutex<Vec<ProcessReport>>);
+
+#[async_trait]
+impl Fleet for FakeFleet {
+    async fn report(&self, report: ProcessReport) -> Result<(), StoreError> {
+        let mut reports = self.0.lock().unwrap();
+        reports.retain(|other| other.process != report.process);
+        reports.push(report);
+        Ok(())
+    }
+
+    async fn running(&self, _: u64) -> Result<Vec<ProcessReport>, StoreError> {
+        Ok(self.0.lock().unwrap().clone())
+    }
+
+    async fn leave(&self, process: &str) -> Result<(), StoreError> {
+        self.0.lock().unwrap().retain(|report| report.process != process);
+        Ok(())
+    }
+}
+
+/// Knows one request, of the tenant `demo` and the template `hi`: five of in-app and three of mail wait. It is away while
+/// a test says so.
+#[derive(Default)]
+pub(crate) struct FakeLedger {
+    pub(crate) away: AtomicBool,
+}
+
+#[async_trait]
+impl Ledger for FakeLedger {
+    async fn requests(
+        &self,
+        tenant: &TenantId,
+        _: &RequestScope,
+        _: Option<&[u8]>,
+        _: usize,
+    ) -> Result<Result<Page<RequestRow>, ForeignToken>, StoreError> {
+        if self.away.load(SeqCst) {
+            return Err(StoreError::Unavailable("commanded".into()));
+        }
+        let mut totals = Totals::new(tenant.clone());
+        for (channel, count) in [(Channel::InApp, 5), (Channel::Email, 3)] {
+            totals.book_manifest(&Manifest { channel: channel as i32, count, ..Manifest::default() });
+        }
+        let admitted = AdmittedRow {
+            id: NotificationId([1; 16]),
+            tenant: tenant.clone(),
+            template_id: "hi".into(),
+            template_version: 1,
+            accepted_ms: 1,
+            send_at_ms: 0,
+            expires_ms: 2,
+            dedupe_key: String::new(),
+        };
+        let row = RequestRow { admitted: Some(admitted), totals: Some(totals) };
+        let items = if tenant.as_str() == "demo" { vec![row] } else { Vec::new() };
+        Ok(Ok(Page { items, next: None }))
+    }
+
+    async fn apply(&self, _: Flush) -> Result<(), StoreError> {
+        unreachable!("the control plane writes no books")
+    }
+
+    async fn totals(&self, _: &[NotificationId]) -> Result<Vec<Option<Totals>>, StoreError> {
+        unreachable!("switches count requests only")
+    }
+
+    async fn request(&self, _: &TenantId, _: &NotificationId) -> Result<Option<RequestRow>, StoreError> {
+        unreachable!("switches count requests only")
+    }
+
+    async fn receipts(
+        &self,
+        _: &TenantId,
+        _: &ReceiptScope,
+        _: Option<&[u8]>,
+        _: usize,
+    ) -> Result<Result<Page<ReceiptRow>, ForeignToken>, StoreError> {
+        unreachable!("switches count requests only")
+    }
+}
+
+/// The calls of operators, in one page.
+#[derive(Default)]
+pub(crate) struct FakeAudit(Mutex<Vec<AuditRow>>);
+
+#[async_trait]
+impl Audit for FakeAudit {
+    async fn record(&self, row: AuditRow) -> Result<(), StoreError> {
+        self.0.lock().unwrap().push(row);
+        Ok(())
+    }
+
+    async fn list(
+        &self,
+        filter: &AuditFilter,
+        _: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Result<Page<AuditRow>, ForeignToken>, StoreError> {
+        let rows = self.0.lock().unwrap();
+        let items = rows.iter().rev().filter(|row| filter.takes(row)).take(limit).cloned().collect();
+        Ok(Ok(Page { items, next: None }))
     }
 }

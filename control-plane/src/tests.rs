@@ -7,6 +7,7 @@ use std::{
 
 use herald_core::{
     auth::{TENANT_SCOPES, sha256_hex},
+    control::control,
     ids::TenantId,
     people::User,
     policy::{SIGNING_SECRET, kind, template_head_key},
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     bootstrap::{DEV_KEY, ensure_dev, ensure_secrets},
-    feed::{control, read_policy},
+    feed::read_policy,
     keys::{self, NewKey},
     publisher::sweep_until,
     templates::{self, PreviewRequest},

@@ -10,6 +10,7 @@ pub mod budgets;
 pub mod claims;
 pub mod data_dir;
 pub mod disk;
+pub mod fleet;
 pub mod kv;
 pub mod log;
 pub mod sessions;

@@ -18,6 +18,7 @@
 //! | 0x23 receipts | notification, partition, offset, index in the record | a `Receipts` record without its id |
 //! | 0x24 users' log | hour ended, bucket of the user's hash, partition, first offset | by hand; see [`user_log`] |
 //! | 0x25 notifications by age | day of a change, notification | nothing |
+//! | 0x26 requests by dedupe key | tenant, dedupe key, accepted, notification | nothing |
 //! | 0x30 inbox item | tenant, user, epoch, offset, index | by hand; see [`items`] |
 //! | 0x31 inbox section | epoch, shard, offset, section | what the section's items share |
 //! | 0x32 inbox section's gone | as 0x31 | how many of its items are gone |
@@ -25,11 +26,13 @@
 //! | 0x34 inbox applied | shard | (epoch, offset) of the last record written |
 //! | 0x40 policy | kind, key | version, value |
 //! | 0x41 unpublished policy | kind, key | nothing |
+//! | 0x50 audit | answered, hash of operator, action and call | the operator's call |
 //!
 //! Everything that reads before it writes does so under a lock of a stripe ([`locks`]), so there is one process to a
 //! database. Calls run to their end without waiting, but for [`crate::kv::ready`] before a write.
 
 pub mod admissions;
+pub mod audit;
 pub mod check;
 pub mod chunks;
 pub mod directory;
@@ -50,8 +53,8 @@ use std::sync::Arc;
 use herald_core::ports::StoreError;
 
 use self::{
-    admissions::AdmissionStore, directory::DirectoryStore, erasures::ErasureStore, inbox::InboxStore,
-    ledger::LedgerStore, registry::RegistryStore,
+    admissions::AdmissionStore, audit::AuditStore, directory::DirectoryStore, erasures::ErasureStore,
+    inbox::InboxStore, ledger::LedgerStore, registry::RegistryStore,
 };
 use crate::kv::Kv;
 
@@ -70,6 +73,8 @@ pub struct Stores {
     pub inbox: Arc<InboxStore>,
     /// Policies.
     pub registry: Arc<RegistryStore>,
+    /// Calls of operators.
+    pub audit: Arc<AuditStore>,
 }
 
 impl Stores {
@@ -84,14 +89,16 @@ impl Stores {
             directory,
             ledger,
             inbox,
-            registry: Arc::new(RegistryStore::new(kv)),
+            registry: Arc::new(RegistryStore::new(kv.clone())),
+            audit: Arc::new(AuditStore::new(kv)),
         }
     }
 
     /// Deletes a bounded number of rows that are too old. Returns whether there may be more: then call it again soon,
-    /// else in a minute. What is kept for `retention_ms` is the ledger; admissions are kept for two days.
+    /// else in a minute. What is kept for `retention_ms` is the ledger; admissions are kept for two days, and
+    /// operators' calls for ninety.
     pub fn expire(&self, now_ms: u64, retention_ms: u64) -> Result<bool, StoreError> {
-        let admissions = self.admissions.expire(now_ms)?;
-        Ok(self.ledger.expire(now_ms, retention_ms)? || admissions)
+        let (admissions, audit) = (self.admissions.expire(now_ms)?, self.audit.expire(now_ms)?);
+        Ok(self.ledger.expire(now_ms, retention_ms)? || admissions || audit)
     }
 }

@@ -8,6 +8,7 @@ use herald_core::conformance;
 use herald_embedded::{
     budgets::MemoryBudgets,
     claims::MemoryClaims,
+    fleet::LocalFleet,
     kv::{FjallConfig, FjallKv, Kv, MemoryKv},
     store::Stores,
 };
@@ -60,6 +61,11 @@ async fn registry() {
 }
 
 #[tokio::test]
+async fn audit() {
+    on_both(async |stores| conformance::audit::all(stores.audit, "run").await).await;
+}
+
+#[tokio::test]
 async fn claims() {
     conformance::claims::all(Arc::new(MemoryClaims::new()), 0).await;
 }
@@ -67,4 +73,9 @@ async fn claims() {
 #[tokio::test]
 async fn budgets() {
     conformance::budgets::all(Arc::new(MemoryBudgets::new()), "suite/").await;
+}
+
+#[tokio::test]
+async fn fleet() {
+    conformance::fleet::all(Arc::new(LocalFleet::new()), "run").await;
 }

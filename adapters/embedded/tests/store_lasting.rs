@@ -10,7 +10,7 @@ use herald_core::{
     ports::{
         admissions::Admissions,
         directory::{Directory, PersonChange},
-        ledger::{AdmittedRow, Flush, Ledger, ReceiptScope},
+        ledger::{AdmittedRow, Flush, Ledger, ReceiptScope, RequestScope},
     },
 };
 use herald_embedded::{
@@ -154,7 +154,7 @@ async fn the_ledger_forgets_what_is_old_and_nothing_that_still_changes() {
             accepted_ms: NOW_MS,
             send_at_ms: 0,
             expires_ms: NOW_MS + DAY_MS,
-            dedupe_key: String::new(),
+            dedupe_key: "k".into(),
         };
         let receipts = ledger::receipts(&tenant(), &id, &users, ended_ms);
         let mut totals = herald_core::books::Totals::new(tenant());
@@ -173,7 +173,7 @@ async fn the_ledger_forgets_what_is_old_and_nothing_that_still_changes() {
     assert_eq!(kv.len(), rows);
     expire_all(&stores, NOW_MS + 40 * DAY_MS);
     assert_eq!(stores.ledger.request(&tenant(), &ids[0]).await.unwrap(), None);
-    let kept = stores.ledger.requests(&tenant(), 0, None, 10).await.unwrap().unwrap();
+    let kept = stores.ledger.requests(&tenant(), &RequestScope::Since(0), None, 10).await.unwrap().unwrap();
     assert_eq!(kept.items.iter().map(|row| row.admitted.as_ref().unwrap().id).collect::<Vec<_>>(), [ids[1]]);
     let scope = ReceiptScope::Request(ids[1]);
     assert_eq!(ledger::read_all(&*stores.ledger, &tenant(), &scope, 1_000).await.len(), 100);

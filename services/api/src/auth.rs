@@ -9,10 +9,10 @@ use herald_core::{
     policy::Policy,
     problem::Problem,
 };
-use http::{HeaderMap, HeaderName, header, request::Parts};
+use http::{Extensions, HeaderMap, HeaderName, header, request::Parts};
 use tokio::sync::watch;
 
-use crate::rejection::Rejection;
+use crate::{audit::Caught, rejection::Rejection};
 
 /// The header in which an operator names the tenant.
 pub const HERALD_TENANT: HeaderName = HeaderName::from_static("herald-tenant");
@@ -41,6 +41,16 @@ impl Authenticator {
     /// As [`Caller::authenticate`].
     pub fn authenticate(&self, headers: &HeaderMap) -> Result<Authenticated, Problem> {
         self.authenticate_with(headers, None)
+    }
+
+    /// Who made this call; an operator is noted for the audit log.
+    ///
+    /// # Errors
+    /// As [`Caller::authenticate`].
+    pub fn authenticate_call(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<Authenticated, Problem> {
+        let authenticated = self.authenticate(headers)?;
+        Caught::note(extensions, &authenticated.caller);
+        Ok(authenticated)
     }
 
     /// Who sent these headers, or a token outside of them where there is no `Authorization`.
@@ -85,7 +95,7 @@ where
     type Rejection = Rejection;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Rejection> {
-        Ok(Authenticator::from_ref(state).authenticate(&parts.headers)?)
+        Ok(Authenticator::from_ref(state).authenticate_call(&parts.headers, &parts.extensions)?)
     }
 }
 

@@ -4,6 +4,7 @@
 //! Handlers return [`Problem`](herald_core::problem::Problem)s as [`rejection::Rejection`]s; [`finish::Finish`], around
 //! the whole router, gives each answer its request id and renders the problem documents.
 
+pub mod audit;
 pub mod auth;
 pub mod descriptors;
 pub mod docs;

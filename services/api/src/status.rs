@@ -41,6 +41,18 @@ pub fn status(problem: &Problem, request_id: &str) -> Status {
     Status::with_details(code, problem.detail(), rich.encode_to_vec().into())
 }
 
+/// The HTTP status and the code of the problem that a gRPC status was made from; those of an internal error for a status
+/// of somebody else's.
+pub fn problem_of(status: &Status) -> (u16, String) {
+    let info = || {
+        let rich = RpcStatus::decode(status.details()).ok()?;
+        let info = rich.details.iter().find(|detail| detail.type_url.ends_with("/google.rpc.ErrorInfo"))?;
+        let info = ErrorInfo::decode(&*info.value).ok()?;
+        Some((info.metadata.get("status")?.parse().ok()?, info.reason))
+    };
+    info().unwrap_or_else(|| (Kind::Internal.status(), format!("grpc_{}", status.code() as i32)))
+}
+
 /// The gRPC code of a kind of problem.
 pub fn code(kind: Kind) -> Code {
     match kind {
@@ -144,6 +156,7 @@ mod tests {
         let rich = RpcStatus::decode(status.details()).unwrap();
         let info = ErrorInfo::decode(&*rich.details[0].value).unwrap();
         assert_eq!((info.reason.as_str(), info.metadata["request_id"].as_str()), ("invalid_argument", "r1"));
+        assert_eq!(problem_of(&status), (400, "invalid_argument".to_owned()));
         let fields = BadRequest::decode(&*rich.details[1].value).unwrap().field_violations;
         assert_eq!((fields[0].field.as_str(), fields[0].reason.as_str()), ("ttl", "out_of_range"));
         let retry = RetryInfo::decode(&*rich.details[2].value).unwrap();

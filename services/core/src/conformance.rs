@@ -5,10 +5,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod admissions;
+pub mod audit;
 pub mod budgets;
 pub mod claims;
 pub mod directory;
 pub mod erasures;
+pub mod fleet;
 pub mod inbox;
 pub mod ledger;
 pub mod log;

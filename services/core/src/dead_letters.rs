@@ -105,6 +105,7 @@ pub fn dead_request_books(tenant: &str, id: &NotificationId, now_ms: u64, cause:
             negative,
             ..Default::default()
         }],
+        ..LedgerBatch::default()
     }
 }
 

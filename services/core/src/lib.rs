@@ -9,6 +9,7 @@ pub mod bucket;
 pub mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod control;
 pub mod dead_letters;
 pub mod done_map;
 pub mod fair;
@@ -22,6 +23,7 @@ pub mod policy;
 pub mod ports;
 pub mod problem;
 pub mod quiet_hours;
+pub mod switches;
 pub mod tokens;
 pub mod topic;
 pub mod waiting;

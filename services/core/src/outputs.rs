@@ -9,8 +9,8 @@ use crate::{
     ids::NotificationId,
     ports::log::NewRecord,
     record::{
-        ClaimBatch, DeadLetter, DeliveryBatch, Envelope, InboxBatch, InboxSection, LedgerBatch, Manifest, Receipts,
-        Schema, Section, SectionSummary, Waiting,
+        CancelAck, ClaimBatch, DeadLetter, DeliveryBatch, Envelope, InboxBatch, InboxSection, LedgerBatch, Manifest,
+        Receipts, Schema, Section, SectionSummary, Waiting,
     },
     topic::{Layout, Topic, TopicPartition, tier_for},
 };
@@ -118,6 +118,12 @@ impl Outputs {
         self.ledger_batch(&receipts.notification_id.clone(), size, |batch| batch.receipts.push(receipts));
     }
 
+    /// Adds the acknowledgement of a cancel.
+    pub fn cancel_ack(&mut self, ack: CancelAck) {
+        let size = ack.encoded_len();
+        self.ledger_batch(&ack.notification_id.clone(), size, |batch| batch.cancel_acks.push(ack));
+    }
+
     fn ledger_batch(&mut self, notification_id: &[u8], size: usize, add: impl FnOnce(&mut LedgerBatch)) {
         let id = NotificationId::from_slice(notification_id).unwrap_or(NotificationId([0; 16]));
         let partition = self.layout.receipts_of(&id).partition;
@@ -185,6 +191,7 @@ impl Outputs {
             let (mine, my_bytes) = self.ledger.entry(partition).or_default();
             mine.manifests.append(&mut batch.manifests);
             mine.receipts.append(&mut batch.receipts);
+            mine.cancel_acks.append(&mut batch.cancel_acks);
             *my_bytes += bytes;
             if *my_bytes >= MAX_RECORD_BYTES {
                 let (full, _) = std::mem::take(self.ledger.entry(partition).or_default());

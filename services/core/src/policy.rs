@@ -1,7 +1,7 @@
 //! The policy snapshot that every role decides with, built from the `control` topic.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, OnceLock},
 };
 
@@ -9,9 +9,10 @@ use herald_templates::{Limits as TemplateLimits, Template, TemplateSource};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::TenantId,
+    ids::{NotificationId, TenantId},
     limits::{Limit, LimitRow, Limits},
     record::Control,
+    switches::{SwitchRow, SwitchState, Switches, Traffic},
 };
 
 /// Kinds of policies in the registry and on `control`.
@@ -26,8 +27,18 @@ pub mod kind {
     pub const TEMPLATE_HEAD: &str = "template_head";
     /// [`super::SecretRow`] by name.
     pub const SECRET: &str = "secret";
+    /// [`crate::switches::SwitchRow`] by switch id.
+    pub const SWITCH: &str = "switch";
+    /// [`super::CancelRow`] by notification id.
+    pub const CANCEL: &str = "cancel";
     /// [`crate::limits::LimitRow`] by its id.
     pub const LIMIT: &str = "limit";
+
+    /// Whether policies of a kind are written to `control` and nowhere else. Of such a policy the last record holds,
+    /// whatever its version.
+    pub fn is_log_first(kind: &str) -> bool {
+        matches!(kind, SWITCH | CANCEL)
+    }
 }
 
 /// How many notifications a tenant may hand over.
@@ -111,6 +122,21 @@ pub struct SecretRow {
 /// The name of the secret that signs end-user tokens and unsubscribe links.
 pub const SIGNING_SECRET: &str = "signing";
 
+/// A cancelled notification. Nothing of it is sent from then on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelRow {
+    /// Whose it is; a cancel by anybody else has no effect.
+    pub tenant_id: String,
+    /// When it was cancelled, in milliseconds since the epoch.
+    pub cancelled_ms: u64,
+    /// Until when it must be remembered, since something of the notification may still come up; in milliseconds since
+    /// the epoch.
+    pub until_ms: u64,
+}
+
+/// The most cancels that are remembered at a time.
+pub const MAX_CANCELS: usize = 100_000;
+
 /// The registry key of a version of a template. Template ids have no control characters, so the separator is safe.
 pub fn template_row_key(tenant: &TenantId, template_id: &str, version: u32) -> String {
     format!("{tenant}\u{1}{template_id}\u{1}{version:010}")
@@ -163,6 +189,10 @@ pub struct Policy {
     templates: Arc<HashMap<TenantId, HashMap<String, TemplateVersions>>>,
     secrets: Arc<HashMap<String, String>>,
     limits: Arc<Limits>,
+    switches: Arc<Switches>,
+    cancels: Arc<BTreeMap<NotificationId, CancelRow>>,
+    /// Counts the changes of switches and cancels.
+    steered: u64,
     /// The version that was applied, by `kind/key`.
     applied: Arc<HashMap<String, u64>>,
 }
@@ -189,6 +219,9 @@ impl Policy {
     /// Applies one record. Kinds that this binary does not know are passed over, and so are versions older than what
     /// was applied: two processes that publish the same policy may append in either order.
     pub fn apply(&mut self, control: &Control) -> Result<(), UnreadablePolicy> {
+        if kind::is_log_first(&control.kind) {
+            return self.apply_newer(control);
+        }
         let policy_key = policy_key(&control.kind, &control.key);
         if self.applied.get(&policy_key).is_some_and(|applied| *applied > control.version) {
             return Ok(());
@@ -245,6 +278,25 @@ impl Policy {
                 Arc::make_mut(&mut self.limits).insert(Limit::of(row).ok_or_else(no_quota)?);
             }
             (kind::LIMIT, true) => Arc::make_mut(&mut self.limits).remove(&control.key),
+            (kind::SWITCH, false) => {
+                let row: SwitchRow = serde_json::from_slice(&control.value).map_err(unreadable)?;
+                Arc::make_mut(&mut self.switches).set(&control.key, row);
+                self.steered += 1;
+            }
+            (kind::SWITCH, true) => {
+                Arc::make_mut(&mut self.switches).remove(&control.key);
+                self.steered += 1;
+            }
+            (kind::CANCEL, deleted) => {
+                let Ok(id) = control.key.parse() else { return Ok(()) };
+                if deleted {
+                    Arc::make_mut(&mut self.cancels).remove(&id);
+                } else {
+                    let row: CancelRow = serde_json::from_slice(&control.value).map_err(unreadable)?;
+                    Arc::make_mut(&mut self.cancels).insert(id, row);
+                }
+                self.steered += 1;
+            }
             _ => {}
         }
         Ok(())
@@ -270,6 +322,11 @@ impl Policy {
         self.tenants.get_key_value(id).map(|(id, _)| id)
     }
 
+    /// The ids of all tenants, in no order.
+    pub fn tenant_ids(&self) -> impl Iterator<Item = &TenantId> {
+        self.tenants.keys()
+    }
+
     /// An API key by its public part.
     pub fn key(&self, key_id: &str) -> Option<&Arc<KeyRow>> {
         self.keys.get(key_id)
@@ -288,6 +345,32 @@ impl Policy {
     /// The limits in force.
     pub fn limits(&self) -> &Arc<Limits> {
         &self.limits
+    }
+
+    /// Every switch.
+    pub fn switches(&self) -> &Switches {
+        &self.switches
+    }
+
+    /// What the switches say of this traffic now.
+    pub fn switch_state(&self, traffic: &Traffic<'_>, now_ms: u64) -> SwitchState {
+        self.switches.state(traffic, now_ms)
+    }
+
+    /// The cancel of a tenant's notification, if it was cancelled.
+    pub fn cancel(&self, tenant: &str, id: &NotificationId) -> Option<&CancelRow> {
+        self.cancels.get(id).filter(|row| row.tenant_id == tenant)
+    }
+
+    /// Every cancel that is remembered, in the order of ids.
+    pub fn cancels(&self) -> &BTreeMap<NotificationId, CancelRow> {
+        &self.cancels
+    }
+
+    /// Counts the changes of switches and cancels: between two snapshots with the same number nothing was switched and
+    /// nothing cancelled.
+    pub fn steered(&self) -> u64 {
+        self.steered
     }
 
     /// A version of a template; the live one unless a version is named.
@@ -345,6 +428,40 @@ mod tests {
         assert!(policy.key_by_sha256("aa").is_none() && policy.key_by_sha256("bb").is_some());
         policy.apply(&Control { deleted: true, ..key(3, "") }).unwrap();
         assert!(policy.key_by_sha256("bb").is_none() && policy.key("k").is_none());
+    }
+
+    #[test]
+    fn of_what_is_written_log_first_the_last_record_holds() {
+        let switch = |version: u64, state| {
+            let scope = crate::switches::SwitchScope::default();
+            let row =
+                SwitchRow { scope, state, reason: String::new(), expires_ms: None, set_ms: 0, set_by: "op".into() };
+            let value = serde_json::to_vec(&row).unwrap().into();
+            Control { kind: kind::SWITCH.into(), key: "sw".into(), version, value, deleted: false }
+        };
+        let mut policy = Policy::default();
+        let traffic = Traffic { tenant: "t", template: "x", channel: None, provider: None, region: "" };
+        let mut state_after = |control: Control| {
+            policy.apply(&control).unwrap();
+            policy.switch_state(&traffic, 0)
+        };
+        assert_eq!(state_after(switch(9, SwitchState::Off)), SwitchState::Off);
+        assert_eq!(state_after(switch(0, SwitchState::Hold)), SwitchState::Hold);
+        assert_eq!(state_after(Control { deleted: true, ..switch(0, SwitchState::On) }), SwitchState::On);
+        assert_eq!(policy.steered(), 3);
+    }
+
+    #[test]
+    fn only_its_tenant_cancels_a_notification() {
+        let id = NotificationId([3; 16]);
+        let row = CancelRow { tenant_id: "t".into(), cancelled_ms: 1, until_ms: 9 };
+        let value = serde_json::to_vec(&row).unwrap().into();
+        let control = Control { kind: kind::CANCEL.into(), key: id.to_string(), version: 0, value, deleted: false };
+        let mut policy = Policy::default();
+        policy.apply(&control).unwrap();
+        assert!(policy.cancel("t", &id).is_some() && policy.cancel("other", &id).is_none());
+        policy.apply(&Control { deleted: true, ..control }).unwrap();
+        assert!(policy.cancels().is_empty());
     }
 
     #[test]

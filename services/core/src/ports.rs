@@ -2,11 +2,13 @@
 //! backend passes. All are batch-shaped, object-safe, and shared as `Arc<dyn Port>`.
 
 pub mod admissions;
+pub mod audit;
 pub mod budgets;
 pub mod channel;
 pub mod claims;
 pub mod directory;
 pub mod erasures;
+pub mod fleet;
 pub mod inbox;
 pub mod ledger;
 pub mod log;

@@ -185,8 +185,10 @@ fn serve(
             ledger: stores.ledger.clone(),
             inbox: stores.inbox.clone(),
             sessions: Arc::new(LocalSessions::new()),
+            audit: stores.audit.clone(),
             policy,
             channels: ChannelSet::of([Channel::InApp]),
+            providers: Default::default(),
             world: World { clock, entropy: Arc::new(Counter(AtomicU64::new(1))) },
             stats: Arc::default(),
         };

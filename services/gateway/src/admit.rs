@@ -12,6 +12,7 @@ use herald_core::{
     ports::log::{Identity, NewRecord},
     problem::{FieldError, Kind, Problem},
     record::{self, Channel, Envelope, Schema, SectionSummary, audience},
+    switches::{OnItsWay, Providers, SwitchState},
     templates::{self, Template},
     topic::{Lane, Topic, TopicPartition},
 };
@@ -22,7 +23,8 @@ use crate::{config::NotificationLimits, data, people};
 
 /// What a notification is good for unless it says otherwise.
 const DEFAULT_TTL_MS: u64 = 86_400_000;
-const MAX_KEY_BYTES: usize = 255;
+/// The longest idempotency or dedupe key.
+pub const MAX_KEY_BYTES: usize = 255;
 
 /// A set of channels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -207,6 +209,31 @@ impl Draft {
 }
 
 impl Admitted {
+    /// Refuses what no channel may send now. What one channel must not send another may; for the first it is accounted
+    /// for where it would have been sent.
+    ///
+    /// # Errors
+    /// 422 `switched_off`.
+    pub fn check_switches(
+        &self,
+        policy: &Policy,
+        region: &str,
+        providers: &Providers,
+        now_ms: u64,
+    ) -> Result<(), Problem> {
+        if policy.switches().is_empty() {
+            return Ok(());
+        }
+        let record::Notification { tenant, template_id, .. } = &self.notification;
+        let way = OnItsWay { tenant, template: template_id, region, providers };
+        let channels = self.channels.iter().filter_map(|channel| Channel::try_from(*channel).ok());
+        if way.state(channels, policy.switches(), now_ms) == SwitchState::Off {
+            let detail = "An operator has switched this off, on every channel that is left.";
+            return Err(Problem::refused("switched_off", detail));
+        }
+        Ok(())
+    }
+
     /// The record that goes on the log.
     pub fn record(self, id: NotificationId, trace_parent: String, log: &Identity) -> NewRecord {
         let mut notification = self.notification;

@@ -90,7 +90,7 @@ impl Gateway {
 
     fn call<T>(&self, request: Request<T>) -> Result<Call<T>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        match self.authenticator.authenticate(metadata.as_ref()) {
+        match self.authenticator.authenticate_call(metadata.as_ref(), &extensions) {
             Ok(who) => Ok(Call { who, metadata, extensions, message }),
             Err(problem) => Err(status(&problem, RequestId::text(&extensions))),
         }

@@ -41,6 +41,7 @@ pub fn routes(gateway: &Gateway) -> Routes {
         .on(Route::get("/v1/status/{request_id}", "Notifications.GetStatus"), notifications::status)
         .on(Route::get("/v1/requests", "Notifications.ListRequests"), notifications::requests)
         .on(Route::get("/v1/receipts", "Notifications.ListReceipts"), notifications::receipts)
+        .on(Route::post("/v1/cancel", "Notifications.Cancel"), notifications::cancel)
         .on(Route::get("/v1/users", "Users.ListUsers"), users::list)
         .on(Route::post("/v1/users:batch", "Users.PutUsers").max_body(max_batch), users::batch)
         .on(Route::get("/v1/users/{user_id}", "Users.GetUser"), users::get)

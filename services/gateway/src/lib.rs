@@ -4,6 +4,7 @@
 //! and writes stores. Both faces, [`grpc`] and [`http`], only translate.
 
 pub mod admit;
+pub mod cancel;
 pub mod config;
 pub mod data;
 pub mod erasing;
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 use axum::Router;
 use herald_api::{
+    audit::{Audited, Auditing},
     finish::{Finish, Finishing},
     routes::Routes,
 };
@@ -70,8 +72,9 @@ pub async fn run(
     Ok(())
 }
 
-/// What answers requests: both faces and the extra routes, with request ids and problem documents around them.
-pub type App = Finishing<Router>;
+/// What answers requests: both faces and the extra routes, with the audit log, request ids and problem documents around
+/// them.
+pub type App = Finishing<Audited<Router>>;
 
 /// Makes the [`App`].
 pub fn app(gateway: &Gateway, extra: impl Into<Routes>) -> App {
@@ -80,7 +83,8 @@ pub fn app(gateway: &Gateway, extra: impl Into<Routes>) -> App {
         .method_not_allowed_fallback(http::method_not_allowed)
         .layer(axum::middleware::from_fn_with_state(gateway.deps.stats.clone(), stats::measure));
     // Around the router as a whole, so that its fallbacks are finished too.
-    Finish::new(gateway.deps.world.entropy.clone()).layer(routes)
+    let audited = Auditing::new(gateway.deps.audit.clone(), gateway.deps.world.clone()).layer(routes);
+    Finish::new(gateway.deps.world.entropy.clone()).layer(audited)
 }
 
 /// What the gateway serves, on both faces.

@@ -119,7 +119,11 @@ impl Gateway {
     }
 
     fn admit(&self, draft: Draft, tenant: &TenantId, policy: &Policy) -> Result<Admitted, Problem> {
-        draft.admit(policy, tenant, self.deps.channels, &self.config.notification, self.now_ms())
+        let now_ms = self.now_ms();
+        let admitted = draft.admit(policy, tenant, self.deps.channels, &self.config.notification, now_ms)?;
+        let region = &self.deps.log.identity().region;
+        admitted.check_switches(policy, region, &self.deps.providers, now_ms)?;
+        Ok(admitted)
     }
 
     /// As [`Gateway::accept`], but it goes on when the caller hangs up: else the key would look like one in use.

@@ -8,10 +8,11 @@ use herald_core::{
     clock::World,
     policy::Policy,
     ports::{
-        admissions::Admissions, directory::Directory, erasures::Erasures, inbox::Inbox, ledger::Ledger, log::Log,
-        sessions::Sessions,
+        admissions::Admissions, audit::Audit, directory::Directory, erasures::Erasures, inbox::Inbox, ledger::Ledger,
+        log::Log, sessions::Sessions,
     },
     problem::{Kind, Problem},
+    switches::Providers,
 };
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -41,10 +42,14 @@ pub struct Deps {
     pub inbox: Arc<dyn Inbox>,
     /// Live connections.
     pub sessions: Arc<dyn Sessions>,
+    /// What operators did.
+    pub audit: Arc<dyn Audit>,
     /// The newest policies.
     pub policy: watch::Receiver<Arc<Policy>>,
     /// The channels that have a provider; in-app always has.
     pub channels: ChannelSet,
+    /// Who delivers, as switches name them.
+    pub providers: Providers,
     /// Clock and randomness.
     pub world: World,
     /// What it counts.

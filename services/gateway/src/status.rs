@@ -11,9 +11,11 @@ use herald_core::{
     auth::Scope,
     books::{ChannelTotals, Totals},
     ids::{InstanceId, NotificationId, TenantId, channel_name, channel_of_name},
-    ports::ledger::{Page, ReceiptRow, ReceiptScope, RequestRow},
+    policy::Policy,
+    ports::ledger::{AdmittedRow, Page, ReceiptRow, ReceiptScope, RequestRow, RequestScope},
     problem::Problem,
-    record::State,
+    record::{Channel, State},
+    switches::{OnItsWay, Providers, SwitchState, Traffic},
     topic::Group,
 };
 use herald_proto::v1;
@@ -24,7 +26,8 @@ use crate::service::Gateway;
 const DAY_MS: u64 = 86_400_000;
 /// Rows that one call on a filtered list looks at.
 const MAX_SCANNED: usize = 2_000;
-const WAIT_STEP: Duration = Duration::from_millis(5);
+/// How long a call that waits for a reader sleeps between two looks.
+pub(crate) const WAIT_STEP: Duration = Duration::from_millis(5);
 const STATES: [&str; 7] = ["accepted", "scheduled", "running", "held", "complete", "cancelling", "cancelled"];
 
 impl Gateway {
@@ -36,12 +39,17 @@ impl Gateway {
         let tenant = who.caller.require(Scope::Status)?;
         let id = parse_request_id("request_id", request_id)?;
         let row = self.request_row(tenant, &id).await?;
-        Ok(request_status(id, &row, self.now_ms()))
+        Ok(request_status(id, &row, &self.steered(&who.policy), self.now_ms()))
+    }
+
+    /// What operators and callers did with what is under way.
+    pub(crate) fn steered<'a>(&'a self, policy: &'a Policy) -> Steered<'a> {
+        Steered { policy, region: &self.deps.log.identity().region, providers: &self.deps.providers }
     }
 
     /// The row of a request. An id that is not known is waited for until the reader of the requests topics has passed
     /// everything that was on them when the call came: so an accepted request is never unknown.
-    async fn request_row(&self, tenant: &TenantId, id: &NotificationId) -> Result<RequestRow, Problem> {
+    pub(crate) async fn request_row(&self, tenant: &TenantId, id: &NotificationId) -> Result<RequestRow, Problem> {
         if let Some(row) = self.deps.ledger.request(tenant, id).await? {
             return Ok(row);
         }
@@ -83,16 +91,17 @@ impl Gateway {
         let list = List::new("requests", &[tenant.as_str(), &state, &template, &since_ms.to_string()]);
         let limit = page_size(asked.page_size);
         let mut position = list.position(asked.page_token.as_deref())?;
+        let scope = RequestScope::Since(since_ms);
         let (mut requests, mut scanned) = (Vec::new(), 0);
         let now_ms = self.now_ms();
         loop {
             let want = limit - requests.len();
-            let page = self.deps.ledger.requests(tenant, since_ms, position.as_deref(), want).await?;
+            let page = self.deps.ledger.requests(tenant, &scope, position.as_deref(), want).await?;
             let Page { items, next } = page.map_err(|_| foreign_token())?;
             scanned += items.len().max(1);
             for row in items {
                 let Some(admitted) = &row.admitted else { continue };
-                let status = request_status(admitted.id, &row, now_ms);
+                let status = request_status(admitted.id, &row, &self.steered(&who.policy), now_ms);
                 if (state.is_empty() || status.state == state)
                     && (template.is_empty() || status.template_id == template)
                 {
@@ -231,8 +240,19 @@ fn time_filter(field: &str, at: Option<&pbjson_types::Timestamp>) -> Result<Opti
     .transpose()
 }
 
+/// What decides, beside the books, on the state of a request.
+#[derive(Clone, Copy)]
+pub struct Steered<'a> {
+    /// Switches and cancels.
+    pub policy: &'a Policy,
+    /// Where we are.
+    pub region: &'a str,
+    /// Who delivers.
+    pub providers: &'a Providers,
+}
+
 /// The state and the books of a row.
-pub fn request_status(id: NotificationId, row: &RequestRow, now_ms: u64) -> v1::RequestStatus {
+pub fn request_status(id: NotificationId, row: &RequestRow, steered: &Steered<'_>, now_ms: u64) -> v1::RequestStatus {
     let totals = row.totals.as_ref();
     let mut instances = v1::Instances::default();
     let mut by_channel = BTreeMap::new();
@@ -241,10 +261,9 @@ pub fn request_status(id: NotificationId, row: &RequestRow, now_ms: u64) -> v1::
         add(&mut instances, &one);
         by_channel.insert(channel_name(channel).to_owned(), one);
     }
-    let send_at_ms = row.admitted.as_ref().map_or(0, |admitted| admitted.send_at_ms);
     v1::RequestStatus {
         request_id: id.to_string(),
-        state: state(totals, send_at_ms, now_ms).to_owned(),
+        state: state_of(id, row, steered, now_ms).to_owned(),
         recipients: Some(v1::Recipients {
             expanded: totals.map_or(0, |totals| small(totals.recipients)),
             complete: totals.is_some_and(|totals| totals.complete),
@@ -257,13 +276,48 @@ pub fn request_status(id: NotificationId, row: &RequestRow, now_ms: u64) -> v1::
     }
 }
 
-fn state(totals: Option<&Totals>, send_at_ms: u64, now_ms: u64) -> &'static str {
+/// The state of a request.
+pub(crate) fn state_of(id: NotificationId, row: &RequestRow, steered: &Steered<'_>, now_ms: u64) -> &'static str {
+    let (admitted, totals) = (row.admitted.as_ref(), row.totals.as_ref());
+    let tenant = admitted.map(|admitted| &admitted.tenant).or(totals.map(|totals| &totals.tenant));
+    if totals.is_some_and(Totals::is_cancelled) {
+        return "cancelled";
+    }
+    if tenant.is_some_and(|tenant| steered.policy.cancel(tenant.as_str(), &id).is_some()) {
+        return "cancelling";
+    }
     match totals {
-        Some(totals) if totals.settled() => "complete",
+        Some(totals) if totals.settled() => return "complete",
+        Some(totals) if totals.cancel.is_some() => return "cancelling",
+        _ => {}
+    }
+    if admitted.is_some_and(|admitted| is_held(admitted, totals, steered, now_ms)) {
+        return "held";
+    }
+    match totals {
         Some(totals) if totals.complete || !totals.channels.is_empty() => "running",
-        _ if send_at_ms > now_ms => "scheduled",
+        _ if admitted.is_some_and(|admitted| admitted.send_at_ms > now_ms) => "scheduled",
         _ => "accepted",
     }
+}
+
+/// Whether a switch holds everything that is left of a request.
+fn is_held(admitted: &AdmittedRow, totals: Option<&Totals>, steered: &Steered<'_>, now_ms: u64) -> bool {
+    let Steered { policy, region, providers } = *steered;
+    if policy.switches().is_empty() || admitted.send_at_ms > now_ms {
+        return false;
+    }
+    let way = OnItsWay { tenant: admitted.tenant.as_str(), template: &admitted.template_id, region, providers };
+    // While pages are to come, every channel has something left.
+    let has_more = totals.is_none_or(|totals| !totals.complete);
+    let left = totals.into_iter().flat_map(Totals::by_channel);
+    let left = left.filter(|(_, totals)| has_more || totals.in_flight() > 0).map(|(channel, _)| channel);
+    let channels: Vec<Channel> = left.collect();
+    let states: Vec<SwitchState> = match channels.as_slice() {
+        [] => vec![policy.switch_state(&Traffic { channel: None, provider: None, ..way.on(Channel::InApp) }, now_ms)],
+        channels => channels.iter().map(|channel| policy.switch_state(&way.on(*channel), now_ms)).collect(),
+    };
+    !states.iter().any(|state| state.sends()) && states.contains(&SwitchState::Hold)
 }
 
 fn instances_of(totals: &ChannelTotals) -> v1::Instances {
@@ -320,13 +374,22 @@ fn receipt(row: &ReceiptRow) -> v1::Receipt {
 
 #[cfg(test)]
 mod tests {
-    use herald_core::{ports::ledger::AdmittedRow, record};
+    use herald_core::{
+        policy::{CancelRow, kind},
+        ports::ledger::AdmittedRow,
+        record::{self, CancelAck, Control},
+        switches::{SwitchRow, SwitchScope},
+        topic::Layout,
+    };
 
     use super::*;
 
+    const ID: NotificationId = NotificationId([1; 16]);
+    const NOW_MS: u64 = 2_000;
+
     fn row(totals: Option<Totals>, send_at_ms: u64) -> RequestRow {
         let admitted = AdmittedRow {
-            id: NotificationId([1; 16]),
+            id: ID,
             tenant: TenantId::trusted("t"),
             template_id: "x".into(),
             template_version: 1,
@@ -338,25 +401,99 @@ mod tests {
         RequestRow { admitted: Some(admitted), totals }
     }
 
+    fn status(policy: &Policy, totals: Option<Totals>, send_at_ms: u64) -> v1::RequestStatus {
+        let providers = Providers::of([(Channel::Email, "smtp".to_owned())]);
+        let steered = Steered { policy, region: "eu", providers: &providers };
+        request_status(ID, &row(totals, send_at_ms), &steered, NOW_MS)
+    }
+
+    /// Two instances of in-app and two of mail, of which none has ended.
+    fn running(last: bool) -> Totals {
+        let mut totals = Totals::new(TenantId::trusted("t"));
+        for channel in [1, 2] {
+            let manifest =
+                record::Manifest { channel, count: 2, hash_sum: 7, recipients: 2, last, ..Default::default() };
+            totals.book_manifest(&manifest);
+        }
+        totals
+    }
+
+    fn end(totals: &mut Totals, channel: i32) {
+        let receipts = record::Receipts { channel, state: 1, count: 2, hash_sum: 7, ..Default::default() };
+        totals.book_receipts(&receipts);
+    }
+
+    fn put(policy: &mut Policy, kind: &str, key: &str, value: &impl serde::Serialize) {
+        let value = serde_json::to_vec(value).unwrap().into();
+        policy.apply(&Control { kind: kind.into(), key: key.into(), version: 1, value, deleted: false }).unwrap();
+    }
+
+    fn switch(policy: &mut Policy, scope: SwitchScope, state: SwitchState) {
+        let id = scope.switch_id();
+        let row = SwitchRow { scope, state, reason: String::new(), expires_ms: None, set_ms: 0, set_by: String::new() };
+        put(policy, kind::SWITCH, &id, &row);
+    }
+
     #[test]
     fn the_state_follows_the_books() {
-        let state = |totals, send_at_ms| request_status(NotificationId([1; 16]), &row(totals, send_at_ms), 2_000).state;
+        let policy = Policy::default();
+        let state = |totals, send_at_ms| status(&policy, totals, send_at_ms).state;
         assert_eq!(state(None, 0), "accepted");
-        assert_eq!(state(None, 2_000), "accepted");
-        assert_eq!(state(None, 2_001), "scheduled");
-        let mut totals = Totals::new(TenantId::trusted("t"));
-        let manifest = record::Manifest { channel: 1, count: 2, hash_sum: 7, recipients: 2, ..Default::default() };
-        totals.book_manifest(&manifest);
+        assert_eq!(state(None, NOW_MS), "accepted");
+        assert_eq!(state(None, NOW_MS + 1), "scheduled");
+        assert_eq!(state(Some(running(false)), 0), "running");
+        let mut totals = running(true);
         assert_eq!(state(Some(totals.clone()), 0), "running");
-        totals.book_manifest(&record::Manifest { last: true, ..Default::default() });
-        assert_eq!(state(Some(totals.clone()), 0), "running");
-        let receipts = record::Receipts { channel: 1, state: 1, count: 2, hash_sum: 7, ..Default::default() };
-        totals.book_receipts(&receipts);
-        let status = request_status(NotificationId([1; 16]), &row(Some(totals), 0), 2_000);
+        end(&mut totals, 1);
+        end(&mut totals, 2);
+        let status = status(&policy, Some(totals), 0);
         assert_eq!((status.state.as_str(), status.books_balanced), ("complete", true));
         let instances = status.instances.unwrap();
-        assert_eq!((instances.accepted, instances.delivered, instances.in_flight), (2, 2, 0));
-        assert_eq!(status.by_channel["in_app"], instances);
+        assert_eq!((instances.accepted, instances.delivered, instances.in_flight), (4, 4, 0));
+        assert_eq!(status.by_channel["in_app"].delivered, 2);
         assert!(status.recipients.unwrap().complete);
+    }
+
+    #[test]
+    fn a_request_is_held_when_everything_that_is_left_of_it_is() {
+        let mut policy = Policy::default();
+        let provider = SwitchScope { provider: Some("smtp".into()), ..SwitchScope::default() };
+        switch(&mut policy, provider, SwitchState::Hold);
+        let mut totals = running(true);
+        assert_eq!(status(&policy, Some(totals.clone()), 0).state, "running", "in-app goes on");
+        end(&mut totals, 1);
+        assert_eq!(status(&policy, Some(totals.clone()), 0).state, "held");
+        let mut more_to_come = running(false);
+        end(&mut more_to_come, 1);
+        assert_eq!(status(&policy, Some(more_to_come), 0).state, "running");
+        end(&mut totals, 2);
+        assert_eq!(status(&policy, Some(totals), 0).state, "complete");
+
+        let tenant = SwitchScope { tenant: Some("t".into()), ..SwitchScope::default() };
+        switch(&mut policy, tenant.clone(), SwitchState::Hold);
+        assert_eq!(status(&policy, None, 0).state, "held");
+        assert_eq!(status(&policy, Some(running(false)), 0).state, "held");
+        assert_eq!(status(&policy, None, NOW_MS + 1).state, "scheduled");
+        switch(&mut policy, tenant, SwitchState::Off);
+        assert_eq!(status(&policy, Some(running(false)), 0).state, "running", "it ends as killed");
+    }
+
+    #[test]
+    fn a_cancelled_request_is_cancelling_until_everybody_has_let_go() {
+        let mut policy = Policy::default();
+        let cancel = CancelRow { tenant_id: "t".into(), cancelled_ms: 1, until_ms: 2 };
+        put(&mut policy, kind::CANCEL, &ID.to_string(), &cancel);
+        assert_eq!(status(&policy, None, NOW_MS + 1).state, "cancelling");
+        let mut totals = running(true);
+        end(&mut totals, 1);
+        let layout = Layout { shards: 1, requests: 1, receipts: 1 };
+        totals.book_cancel_ack(&CancelAck { shard: true, ..Default::default() }, &layout);
+        assert_eq!(status(&policy, Some(totals.clone()), 0).state, "cancelling");
+        assert_eq!(status(&Policy::default(), Some(totals.clone()), 0).state, "cancelling");
+        totals.book_cancel_ack(&CancelAck::default(), &layout);
+        let status = status(&Policy::default(), Some(totals), 0);
+        let instances = status.instances.unwrap();
+        assert_eq!((status.state.as_str(), instances.in_flight), ("cancelled", 0));
+        assert_eq!((instances.accepted, instances.delivered, instances.suppressed["cancelled"]), (4, 2, 2));
     }
 }

@@ -7,7 +7,8 @@ use herald_core::{
     books::Totals,
     ids::{NotificationId, TenantId},
     ports::ledger::Flush,
-    record::{LedgerBatch, Receipts},
+    record::{LedgerBatch, Receipts, State},
+    topic::Layout,
 };
 use prost::Message;
 
@@ -20,6 +21,7 @@ use crate::{reconcile::Open, stats::LedgerStats};
 #[derive(Debug)]
 pub struct PartitionBooks {
     partition: u32,
+    layout: Layout,
     /// The offset after the last record seen.
     next: u64,
     /// The offset that is committed.
@@ -48,9 +50,10 @@ struct Active {
 
 impl PartitionBooks {
     /// Empty books of a partition whose records before `committed` are written.
-    pub fn new(partition: u32, committed: u64) -> Self {
+    pub fn new(partition: u32, layout: Layout, committed: u64) -> Self {
         Self {
             partition,
+            layout,
             next: committed,
             committed,
             active: HashMap::new(),
@@ -66,7 +69,8 @@ impl PartitionBooks {
     pub fn missing(&self, batch: &LedgerBatch, missing: &mut HashSet<NotificationId>) {
         let manifests = batch.manifests.iter().map(|m| &m.notification_id);
         let receipts = batch.receipts.iter().map(|r| &r.notification_id);
-        let ids = manifests.chain(receipts).filter_map(|id| NotificationId::from_slice(id));
+        let acks = batch.cancel_acks.iter().map(|a| &a.notification_id);
+        let ids = manifests.chain(receipts).chain(acks).filter_map(|id| NotificationId::from_slice(id));
         missing.extend(ids.filter(|id| !self.active.contains_key(id)));
     }
 
@@ -98,8 +102,20 @@ impl PartitionBooks {
         for receipts in &batch.receipts {
             self.weight += u64::from(receipts.count).max(1);
             if let Some(totals) = self.open(&receipts.notification_id, &receipts.tenant, offset, now_ms) {
+                if totals.is_cancelled() && receipts.state() == State::Delivered {
+                    let (tenant, count) = (&receipts.tenant, receipts.count);
+                    tracing::error!(tenant, count, "delivered after the books were closed by a cancel");
+                    stats.contradictions.fetch_add(1, Relaxed);
+                }
                 totals.book_receipts(receipts);
                 stats.count_receipts(receipts);
+            }
+        }
+        for ack in &batch.cancel_acks {
+            self.weight += 1;
+            let layout = self.layout;
+            if let Some(totals) = self.open(&ack.notification_id, &ack.tenant, offset, now_ms) {
+                totals.book_cancel_ack(ack, &layout);
             }
         }
         self.records.push((offset, body));
@@ -212,9 +228,10 @@ impl PartitionBooks {
 /// Reads the body of a ledger batch, and says how many of its sections name no notification and were left out.
 pub fn decode(body: Bytes) -> Result<(LedgerBatch, usize), prost::DecodeError> {
     let mut batch = LedgerBatch::decode(body)?;
-    let sections = batch.manifests.len() + batch.receipts.len();
+    let sections = batch.manifests.len() + batch.receipts.len() + batch.cancel_acks.len();
     batch.manifests.retain(|manifest| manifest.notification_id.len() == 16);
     batch.receipts.retain(|receipts| receipts.notification_id.len() == 16);
-    let left_out = sections - batch.manifests.len() - batch.receipts.len();
+    batch.cancel_acks.retain(|ack| ack.notification_id.len() == 16);
+    let left_out = sections - batch.manifests.len() - batch.receipts.len() - batch.cancel_acks.len();
     Ok((batch, left_out))
 }

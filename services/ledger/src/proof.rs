@@ -34,6 +34,8 @@ pub struct Proof {
     pub missing: Vec<NotificationId>,
     /// Notifications whose last page is not out.
     pub incomplete: Vec<NotificationId>,
+    /// Channels on which something that was booked as cancelled has not come up yet, or something else has.
+    pub unconfirmed: u64,
     /// Channels whose books do not agree.
     pub unbalanced: Vec<Unbalanced>,
 }
@@ -67,6 +69,7 @@ impl Proof {
         for (reason, count) in &totals.suppressed {
             *self.suppressed.entry(reason.clone()).or_default() += count;
         }
+        self.unconfirmed += u64::from(totals.unconfirmed != Tally::default());
         // The states must add up to what ended, too.
         let states = totals.delivered + suppressed + totals.failed + totals.dead;
         if !totals.balanced() || states != totals.ended.count {

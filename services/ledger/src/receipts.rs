@@ -134,7 +134,7 @@ impl Reader {
         // Books of a partition that went away are dropped unwritten: whoever has it now begins at the committed position.
         polled.revoked.iter().for_each(|at| drop(self.owned.remove(at)));
         for (at, position) in polled.assigned {
-            let books = PartitionBooks::new(at.partition, position.offset);
+            let books = PartitionBooks::new(at.partition, self.deps.log.identity().layout, position.offset);
             self.owned.insert(at, Owned { books, dead: Vec::new() });
         }
         if polled.records.is_empty() {

@@ -41,6 +41,8 @@ pub struct LedgerStats {
     pub retries: AtomicU64,
     /// Records, or parts of them, that could not be read.
     pub unreadable: AtomicU64,
+    /// Receipts that contradict what is final: delivered after the books were closed by a cancel.
+    pub contradictions: AtomicU64,
     /// By channel, provider and state.
     by_provider: Mutex<BTreeMap<(usize, String, usize), u64>>,
     /// What each member's last check of its books found, by its ordinal.

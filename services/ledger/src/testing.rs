@@ -18,10 +18,10 @@ use herald_core::{
     packed,
     ports::{
         StoreError,
-        ledger::{Flush, ForeignToken, Ledger, Page, ReceiptRow, ReceiptScope, RequestRow},
+        ledger::{Flush, ForeignToken, Ledger, Page, ReceiptRow, ReceiptScope, RequestRow, RequestScope},
         log::*,
     },
-    record::{Channel, Envelope, LedgerBatch, Manifest, Receipts, Schema, State},
+    record::{CancelAck, Channel, Envelope, LedgerBatch, Manifest, Receipts, Schema, State},
     topic::{Group, Layout, Topic, TopicPartition},
 };
 use prost::Message;
@@ -73,7 +73,21 @@ pub(crate) fn record(topic: Topic, partition: u32, schema: Schema, body: Vec<u8>
 }
 
 pub(crate) fn batch(partition: u32, manifests: Vec<Manifest>, receipts: Vec<Receipts>) -> NewRecord {
-    record(Topic::Receipts, partition, Schema::LedgerBatch, LedgerBatch { manifests, receipts }.encode_to_vec())
+    record(
+        Topic::Receipts,
+        partition,
+        Schema::LedgerBatch,
+        LedgerBatch { manifests, receipts, ..LedgerBatch::default() }.encode_to_vec(),
+    )
+}
+
+/// One record in which everybody of the log's layout acknowledges a cancel.
+pub(crate) fn acknowledged(partition: u32, id: &NotificationId) -> NewRecord {
+    let ack =
+        |shard, number| CancelAck { notification_id: Bytes::copy_from_slice(&id.0), tenant: "t".into(), shard, number };
+    let cancel_acks = vec![ack(false, 0), ack(false, 1), ack(true, 0)];
+    let batch = LedgerBatch { cancel_acks, ..LedgerBatch::default() };
+    record(Topic::Receipts, partition, Schema::LedgerBatch, batch.encode_to_vec())
 }
 
 struct Still;
@@ -323,7 +337,7 @@ impl Ledger for FakeLedger {
     async fn requests(
         &self,
         _: &TenantId,
-        _: u64,
+        _: &RequestScope,
         _: Option<&[u8]>,
         _: usize,
     ) -> Result<Result<Page<RequestRow>, ForeignToken>, StoreError> {

@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::Ordering::SeqCst};
 use herald_core::{
     ids::NotificationId,
     ports::log::Member,
-    record::{Channel, Notification, Request, Schema, State},
+    record::{Channel, Notification, Receipts, Request, Schema, State},
     topic::{Lane, Topic},
 };
 use prost::Message;
@@ -17,7 +17,7 @@ use crate::{
     proof::prove,
     run,
     stats::LedgerStats,
-    testing::{FakeLedger, FakeLog, LogHandle, batch, ended, manifest, record, until, world},
+    testing::{FakeLedger, FakeLog, LogHandle, acknowledged, batch, ended, manifest, record, until, world},
 };
 
 struct Running {
@@ -229,4 +229,45 @@ async fn what_is_pending_at_a_stop_is_written() {
     assert!(!ledger.settled(&id(1)));
     role.stop().await;
     assert!(ledger.settled(&id(1)));
+}
+
+/// The books of a cancelled notification are final, whatever comes up later, also when it is read again after a crash.
+#[tokio::test(start_paused = true)]
+async fn a_cancel_closes_the_books_and_what_comes_up_later_confirms_them() {
+    let (log, ledger) = (FakeLog::new(1), Arc::new(FakeLedger::default()));
+    log.write(vec![
+        batch(0, vec![manifest(&id(1), &["a", "b", "c"], false)], vec![]),
+        batch(0, vec![], vec![ended(&id(1), &["a"], State::Delivered)]),
+        acknowledged(0, &id(1)),
+    ]);
+    log.hang_commits.store(true, SeqCst);
+    let first = start(&log, &ledger, Config::default());
+    until("the books are closed", || ledger.totals_of(&id(1)).is_some_and(|totals| totals.is_cancelled())).await;
+    first.kill().await;
+    let closed = ledger.totals_of(&id(1)).unwrap();
+    let email = &closed.channels[&2];
+    assert_eq!((email.delivered, email.suppressed["cancelled"], email.unconfirmed.count), (1, 2, 2));
+    assert!(closed.settled() && !closed.is_confirmed());
+
+    log.hang_commits.store(false, SeqCst);
+    let second = start(&log, &ledger, Config::default());
+    let cancelled = |users| Receipts { reason: "cancelled".into(), ..ended(&id(1), users, State::Suppressed) };
+    log.write(vec![
+        batch(0, vec![manifest(&id(1), &["d"], true)], vec![cancelled(&["c"])]),
+        acknowledged(0, &id(1)),
+        batch(0, vec![], vec![cancelled(&["b"]), cancelled(&["d"])]),
+    ]);
+    until("all of it came up", || ledger.totals_of(&id(1)).is_some_and(|totals| totals.is_confirmed())).await;
+    let confirmed = ledger.totals_of(&id(1)).unwrap();
+    let email = &confirmed.channels[&2];
+    assert_eq!((email.delivered, email.suppressed["cancelled"], email.created.count), (1, 2, 3));
+    assert!(prove(&*ledger, &[id(1)]).await.unwrap().holds());
+    assert_eq!(second.stats.contradictions.load(SeqCst), 0);
+
+    log.write(vec![batch(0, vec![], vec![ended(&id(1), &["b"], State::Delivered)])]);
+    until("the contradiction", || second.stats.contradictions.load(SeqCst) == 1).await;
+    until("it is written", || ledger.totals_of(&id(1)).is_some_and(|totals| !totals.is_confirmed())).await;
+    let proof = prove(&*ledger, &[id(1)]).await.unwrap();
+    assert_eq!((proof.delivered, proof.unconfirmed), (1, 1), "what was told is final, and the fault shows");
+    second.stop().await;
 }

@@ -7,14 +7,16 @@ use herald_core::{
     clock::World,
     policy::Policy,
     ports::{
-        admissions::Admissions, budgets::Budgets, claims::Claims, directory::Directory, erasures::Erasures,
-        inbox::Inbox, ledger::Ledger, log::Log, registry::Registry, sessions::Sessions,
+        admissions::Admissions, audit::Audit, budgets::Budgets, claims::Claims, directory::Directory,
+        erasures::Erasures, fleet::Fleet, inbox::Inbox, ledger::Ledger, log::Log, registry::Registry,
+        sessions::Sessions,
     },
 };
 use herald_embedded::{
     budgets::MemoryBudgets,
     claims::MemoryClaims,
     data_dir::{DataDir, Settings},
+    fleet::LocalFleet,
     kv::fjall::{FjallConfig, FjallKv},
     log::{EmbeddedLog, FlusherThread, LogOptions},
     sessions::LocalSessions,
@@ -48,10 +50,14 @@ pub struct Backends {
     pub budgets: Arc<dyn Budgets>,
     /// Live connections.
     pub sessions: Arc<dyn Sessions>,
+    /// Which processes run, and which policies they run.
+    pub fleet: Arc<dyn Fleet>,
+    /// What operators did.
+    pub audit: Arc<dyn Audit>,
 }
 
 impl Backends {
-    /// The ports on an embedded log and stores, with claims, budgets and sessions in memory.
+    /// The ports on an embedded log and stores, with claims, budgets, sessions and the fleet in memory.
     pub fn embedded(log: EmbeddedLog, stores: &Stores) -> Self {
         Self {
             log: Arc::new(log),
@@ -64,6 +70,8 @@ impl Backends {
             claims: Arc::new(MemoryClaims::new()),
             budgets: Arc::new(MemoryBudgets::new()),
             sessions: Arc::new(LocalSessions::new()),
+            fleet: Arc::new(LocalFleet::new()),
+            audit: stores.audit.clone(),
         }
     }
 }

@@ -36,7 +36,7 @@ pub fn registry(counters: &Counters, gauges: &Gauges) -> Registry {
 impl Collector for RoleMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let Counters { orchestrator, worker, ledger, .. } = &self.0;
-        let counters: [(&str, &str, &AtomicU64); 23] = [
+        let counters: [(&str, &str, &AtomicU64); 27] = [
             ("expansion_pages", "Pages of audiences expanded", &orchestrator.pages),
             ("expansion_instances", "Instances created by expansion", &orchestrator.instances),
             (
@@ -46,9 +46,12 @@ impl Collector for RoleMetrics {
             ),
             ("expansion_store_delays", "Requests put off because a store was away", &orchestrator.store_delays),
             ("expansion_paced", "Requests and continuations put off because a limit was used up", &orchestrator.paced),
+            ("expansion_held", "Continuations put off because a switch holds them", &orchestrator.held),
+            ("expansion_stopped", "Chains of pages that a switch or a cancel ended", &orchestrator.stopped),
             ("expansion_dead", "Requests that could not be processed", &orchestrator.dead),
             ("worker_attempts", "Messages handed to providers", &worker.attempts),
             ("worker_retries", "Messages put off for another attempt", &worker.retries),
+            ("worker_held", "Instances put off because a switch holds them", &worker.held),
             ("worker_unanswered", "Messages unanswered at their deadline, which may arrive twice", &worker.unanswered),
             (
                 "worker_paced",
@@ -67,6 +70,11 @@ impl Collector for RoleMetrics {
             ("ledger_admitted", "Requests noted", &ledger.admitted),
             ("ledger_flushes", "Writes of totals and receipts", &ledger.flushes),
             ("ledger_retries", "Failed attempts of the ledger at the log or the store", &ledger.retries),
+            (
+                "ledger_contradictions",
+                "Receipts that contradict books which a cancel has closed",
+                &ledger.contradictions,
+            ),
             ("ledger_unreadable", "Parts of records that the ledger could not read", &ledger.unreadable),
         ];
         for (name, help, value) in counters {

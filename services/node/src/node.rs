@@ -278,6 +278,10 @@ fn control_plane_routes(roles: &Roles, backends: &Backends, world: &World) -> Ro
         publisher: roles.publisher.clone(),
         directory: backends.directory.clone(),
         dead_letters: Arc::new(DeadLetters::new(backends.log.clone(), world.clone())),
+        ledger: backends.ledger.clone(),
+        fleet: backends.fleet.clone(),
+        audit: backends.audit.clone(),
+        providers: roles.providers.names().map(str::to_owned).collect(),
         authenticator: Authenticator::new(roles.policy.clone(), world.clock.clone()),
     };
     let (templates, admin) = herald_control_plane::grpc::services(deps.clone());
@@ -306,10 +310,12 @@ fn start_gateway(
         ledger: backends.ledger.clone(),
         inbox: backends.inbox.clone(),
         sessions: backends.sessions.clone(),
+        audit: backends.audit.clone(),
         policy: roles.policy.clone(),
         world: world.clone(),
         channels,
         stats: roles.counters.gateway.clone(),
+        providers: roles.providers.clone(),
     };
     let failed = roles.failed.clone();
     let (config, shutdown) = (config.gateway.clone(), stopping.clone());

@@ -7,11 +7,14 @@ use herald_control_plane::{
     bootstrap,
     feed::{policy_feed, read_policy},
     publisher::Publisher,
+    reports::report_until,
 };
 use herald_core::{
     clock::World,
+    control::{ControlReads, RoleVersions},
     policy::Policy,
     ports::{channel::Channel, log::Member},
+    switches::Providers,
 };
 use herald_ledger::stats::LedgerStats;
 use serde::{Deserialize, Serialize};
@@ -78,8 +81,12 @@ pub struct Roles {
     pub policy: watch::Receiver<Arc<Policy>>,
     /// Writes policies.
     pub publisher: Arc<Publisher>,
+    /// Who delivers, as switches name them.
+    pub providers: Providers,
     /// What the roles count.
     pub counters: Counters,
+    control: Arc<ControlReads>,
+    versions: Arc<RoleVersions>,
     stages: Vec<Stage>,
     /// Cancelled when a role has ended early.
     pub failed: CancellationToken,
@@ -107,12 +114,14 @@ impl Roles {
         let mut roles = Self {
             policy: receiver,
             publisher: Arc::new(publisher),
+            providers: Providers::of(channels.iter().map(|c| (c.kind(), c.provider().to_owned()))),
+            control: Arc::default(),
+            versions: Arc::default(),
             counters: Counters::default(),
             stages: Vec::new(),
             failed: CancellationToken::new(),
         };
-        let log = backends.log.clone();
-        roles.stage("policy feed", 1, move |_, shutdown| policy_feed(log.clone(), sender.clone(), shutdown));
+        roles.start_policies(backends, sender, world);
         let (control_plane, publisher) = (config.control_plane.clone(), roles.publisher.clone());
         roles.stage("control plane", 1, move |_, shutdown| {
             herald_control_plane::run(control_plane.clone(), publisher.clone(), shutdown)
@@ -130,6 +139,20 @@ impl Roles {
         });
         roles.start_orchestrator(config, backends, world);
         Ok(roles)
+    }
+
+    /// Follows the policies, and reports which of them the roles run.
+    fn start_policies(&mut self, backends: &Backends, sender: watch::Sender<Arc<Policy>>, world: &World) {
+        let (log, reads, clock) = (backends.log.clone(), self.control.clone(), world.clone());
+        self.stage("policy feed", 1, move |_, shutdown| {
+            policy_feed(log.clone(), sender.clone(), reads.clone(), clock.clone(), shutdown)
+        });
+        let (fleet, versions, policy) = (backends.fleet.clone(), self.versions.clone(), self.policy.clone());
+        let (process, world) = (process_name(world), world.clone());
+        self.stage("reports", 1, move |_, shutdown| {
+            let (fleet, versions, policy) = (fleet.clone(), versions.clone(), policy.clone());
+            report_until(fleet, process.clone(), versions, policy, world.clone(), shutdown)
+        });
     }
 
     fn start_ledger(&mut self, config: &Config, backends: &Backends, world: &World) {
@@ -153,6 +176,8 @@ impl Roles {
             sessions: backends.sessions.clone(),
             channels,
             policy: self.policy.clone(),
+            control: self.control.clone(),
+            versions: self.versions.clone(),
             world: world.clone(),
             stats: self.counters.worker.clone(),
         };
@@ -169,6 +194,9 @@ impl Roles {
             admissions: backends.admissions.clone(),
             budgets: backends.budgets.clone(),
             policy: self.policy.clone(),
+            control: self.control.clone(),
+            providers: self.providers.clone(),
+            versions: self.versions.clone(),
             world: world.clone(),
             stats: self.counters.orchestrator.clone(),
         };
@@ -225,4 +253,11 @@ impl Roles {
         }
         result
     }
+}
+
+/// A name that no other process has: the host's, and something random.
+fn process_name(world: &World) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = Some(host.trim()).filter(|host| !host.is_empty()).unwrap_or("herald");
+    format!("{host}-{:08x}", world.entropy.next_u64() >> 32)
 }

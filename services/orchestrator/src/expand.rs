@@ -108,7 +108,7 @@ pub fn expand(
     page.manifests =
         channels.iter().zip(totals).map(|(channel, tally)| manifest_of(notification, *channel, tally)).collect();
     if page.manifests.is_empty() {
-        page.manifests.push(manifest_of(notification, Channel::Unspecified, Tally::default()));
+        page.manifests.push(last_manifest(notification));
     }
     page.manifests[0].recipients = recipients_taken;
     page.manifests[0].last = last;
@@ -154,6 +154,11 @@ fn manifest_of(notification: &Notification, channel: Channel, tally: Tally) -> M
         accepted_ms: notification.accepted_ms,
         ..Default::default()
     }
+}
+
+/// The manifest that closes a chain and creates nothing.
+pub fn last_manifest(notification: &Notification) -> Manifest {
+    Manifest { last: true, ..manifest_of(notification, Channel::Unspecified, Tally::default()) }
 }
 
 /// The request for the rest of an audience. Lists carry only what is left of them.

@@ -6,11 +6,13 @@
 pub mod expand;
 mod pacing;
 mod stage;
+mod steering;
 
 use std::sync::Arc;
 
 use herald_core::{
     clock::World,
+    control::{ControlReads, RoleVersions},
     policy::Policy,
     ports::{
         admissions::Admissions,
@@ -18,6 +20,7 @@ use herald_core::{
         directory::Directory,
         log::{Log, Member},
     },
+    switches::Providers,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -53,8 +56,14 @@ pub struct Deps {
     pub admissions: Arc<dyn Admissions>,
     /// What paces expansion.
     pub budgets: Arc<dyn Budgets>,
-    /// The limits in force.
+    /// Limits, switches and cancels.
     pub policy: watch::Receiver<Arc<Policy>>,
+    /// How far they are known to be read.
+    pub control: Arc<ControlReads>,
+    /// Who delivers, as switches name them.
+    pub providers: Providers,
+    /// Where the role says which policies it runs.
+    pub versions: Arc<RoleVersions>,
     /// Clock and chance.
     pub world: World,
     /// What is counted.
@@ -76,6 +85,10 @@ pub struct Stats {
     pub paced: std::sync::atomic::AtomicU64,
     /// Requests moved to overflow because the window was full.
     pub overflowed: std::sync::atomic::AtomicU64,
+    /// Continuations put off because a switch holds them.
+    pub held: std::sync::atomic::AtomicU64,
+    /// Chains that a switch or a cancel ended.
+    pub stopped: std::sync::atomic::AtomicU64,
     /// Requests that could not be processed.
     pub dead: std::sync::atomic::AtomicU64,
 }

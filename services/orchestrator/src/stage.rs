@@ -17,7 +17,7 @@ use herald_core::{
         StoreError,
         admissions::PlaceNote,
         directory::AudienceKey,
-        log::{Commit, Committed, LogError, Mark, Member, Position, Record, Subscription},
+        log::{Commit, Committed, LogError, Mark, Member, Polled, Position, Record, Subscription},
     },
     record::{self, Audience, DeadLetter, Envelope, Notification, Place, Request, Schema, audience::Kind},
     topic::{Group, Lane, Topic, TopicPartition},
@@ -28,8 +28,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config, Deps,
-    expand::{MAX_PAGE_USERS_PER_SHARD, Page, Recipients, continuation, expand},
+    expand::{MAX_PAGE_USERS_PER_SHARD, Page, Recipients, continuation, expand, last_manifest},
     pacing::{Allowance, Pacing},
+    steering::{Steer, Steering},
 };
 
 /// What a tenant may expand before the next one's turn, in instances.
@@ -38,13 +39,18 @@ const QUANTUM: u64 = 2_048;
 /// How long a request waits when a store is away.
 const STORE_DELAY_MS: u64 = 1_000;
 
+/// How long a stage with work sleeps that does not know yet which cancels there are.
+const UNINFORMED_WAIT: Duration = Duration::from_millis(10);
+
 /// Units expanded at once; what they become is looked at before more are taken.
 const UNITS_AT_ONCE: usize = 64;
 
 pub(crate) struct Stage {
     config: Config,
     deps: Deps,
+    member: Member,
     subscription: Box<dyn Subscription>,
+    steering: Steering,
     /// One unit a record.
     tracks: BTreeMap<TopicPartition, Track>,
     /// Pending records, transactional and bulk, served fairly by tenant.
@@ -97,6 +103,10 @@ enum Expanded {
     Later {
         due_ms: u64,
     },
+    /// A switch or a cancel ends the chain here.
+    Stopped {
+        notification: Box<Notification>,
+    },
     SecondAdmission,
     Dead {
         cause: &'static str,
@@ -110,7 +120,9 @@ impl Stage {
         Ok(Self {
             pacing: Pacing::new(deps.budgets.clone(), member.count),
             config,
+            steering: Steering::new(deps.policy.clone(), deps.control.clone()),
             deps,
+            member,
             subscription,
             tracks: BTreeMap::new(),
             lanes: [DeficitRoundRobin::new(QUANTUM), DeficitRoundRobin::new(QUANTUM)],
@@ -121,12 +133,17 @@ impl Stage {
     pub(crate) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
         loop {
             let pending: usize = self.lanes.iter().map(DeficitRoundRobin::len).sum();
-            let wait = if pending == 0 { Duration::from_millis(500) } else { Duration::ZERO };
+            let wait = match (pending, self.steering.is_informed()) {
+                (0, _) => Duration::from_millis(500),
+                (_, false) => UNINFORMED_WAIT,
+                (_, true) => Duration::ZERO,
+            };
             self.pause_overflow(pending);
             let room = self.config.window_records.saturating_sub(pending).max(1);
             let polled = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
+                () = self.steering.news() => Ok(Polled::default()),
                 polled = self.subscription.poll(room.min(self.config.poll_records), wait) => polled,
             };
             match polled {
@@ -139,7 +156,9 @@ impl Stage {
                 Err(error) => wait_out(&error).await?,
             }
             self.make_room().await?;
-            if self.lanes.iter().any(|lane| !lane.is_empty()) {
+            let version = self.steering.take_up();
+            self.deps.versions.runs("orchestrator", self.member, version);
+            if self.steering.is_informed() {
                 self.step().await?;
             }
             if shutdown.is_cancelled() {
@@ -151,9 +170,14 @@ impl Stage {
     fn reassign(&mut self, assigned: Vec<(TopicPartition, Position)>, revoked: Vec<TopicPartition>) {
         for at in revoked.into_iter().chain(assigned.iter().map(|(at, _)| *at)) {
             self.tracks.remove(&at);
+            self.steering.revoked(at.partition);
             self.lanes.iter_mut().for_each(|lane| lane.retain(|unit| unit.record.at != at));
         }
-        self.tracks.extend(assigned.into_iter().map(|(at, position)| (at, Track::new(position))));
+        for (at, position) in assigned {
+            // The topics of a number are assigned together.
+            self.steering.assigned(at.partition);
+            self.tracks.insert(at, Track::new(position));
+        }
     }
 
     fn enqueue(&mut self, record: Record) {
@@ -227,7 +251,8 @@ impl Stage {
         envelope
     }
 
-    /// Expands units in turn until a commit is full or nothing is left, and commits them.
+    /// Expands units in turn until a commit is full or nothing is left, and commits them, with the acknowledgement of the
+    /// cancels that they were decided with.
     async fn step(&mut self) -> anyhow::Result<()> {
         let mut outputs = self.empty_outputs();
         let mut instances = 0;
@@ -257,7 +282,11 @@ impl Stage {
                 self.finish(unit.record.at, unit.record.offset);
             }
         }
+        self.steering.acknowledge(&mut outputs);
         let positions = self.positions();
+        if positions.is_empty() && outputs.is_empty() {
+            return Ok(());
+        }
         self.commit(Commit { positions, outputs: outputs.finish() }).await
     }
 
@@ -382,15 +411,22 @@ impl Stage {
             Ok(_) if !first => return Expanded::SecondAdmission,
             Ok(said) => said,
         };
-        if notification.send_at_ms > now_ms {
-            return Expanded::Later { due_ms: notification.send_at_ms };
-        }
+        let (region, providers) = (&self.deps.log.identity().region, &self.deps.providers);
+        let slow = match self.steering.decide(&request, &notification, region, providers, now_ms) {
+            Steer::Go { slow } => slow,
+            Steer::Wait { due_ms } => {
+                self.count(&self.deps.stats.held, u64::from(notification.send_at_ms <= now_ms));
+                return Expanded::Later { due_ms };
+            }
+            Steer::Stop => return Expanded::Stopped { notification: Box::new(notification) },
+        };
+        let page = if slow { (self.page_recipients() / 10).max(1) } else { self.page_recipients() };
         let (most, next_due_ms) = match allowance {
-            Allowance::Page => (self.page_recipients(), 0),
-            Allowance::Few(few) => (few.recipients.min(self.page_recipients()), few.rest_due_ms),
+            Allowance::Page => (page, 0),
+            Allowance::Few(few) => (few.recipients.min(page), few.rest_due_ms),
             Allowance::Later { due_ms } if *due_ms > now_ms => return Expanded::Later { due_ms: *due_ms },
             // Its time is over; the workers say so.
-            Allowance::Later { .. } => (self.page_recipients(), 0),
+            Allowance::Later { .. } => (page, 0),
         };
         match self.expand_page(request, notification, most, next_due_ms).await {
             Ok(expanded) => expanded,
@@ -504,6 +540,10 @@ impl Stage {
             Expanded::Later { due_ms } => {
                 let envelope = self.moved(record);
                 outputs.delayed(requests_home(record.at), due_ms, envelope, record.body.clone());
+            }
+            Expanded::Stopped { notification } => {
+                self.count(&self.deps.stats.stopped, 1);
+                outputs.manifest(last_manifest(&notification));
             }
             Expanded::SecondAdmission => {
                 self.count(&self.deps.stats.second_admissions, 1);

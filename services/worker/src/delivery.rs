@@ -25,7 +25,7 @@ use herald_core::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::{order::OrderKey, section::Head};
+use crate::{order::OrderKey, section::Head, steering::Steering};
 
 /// No send starts unless the shard's `user-changes` were read to their end this recently.
 const MAX_CHANGES_AGE_MS: u64 = 1_000;
@@ -237,7 +237,7 @@ impl Sink for BatchSink {
 
 /// What the gate knows of a section.
 pub(crate) struct GateSection {
-    pub tenant: TenantId,
+    pub head: Arc<Head>,
     /// Closed when the shard is another's.
     pub shard_is_ours: Arc<AtomicBool>,
     /// Messages that were not begun yet.
@@ -246,10 +246,20 @@ pub(crate) struct GateSection {
     pub is_awaited: bool,
 }
 
+/// When a batch was decided on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DecidedAt {
+    /// [`Freshness::generation`].
+    pub generation: u64,
+    /// [`herald_core::policy::Policy::steered`].
+    pub steered: u64,
+}
+
 struct BatchGate {
     batch: u64,
     freshness: Arc<Freshness>,
-    decided_at: u64,
+    steering: Arc<Steering>,
+    decided_at: DecidedAt,
     sections: Vec<GateSection>,
     /// The section and the user of each message.
     users: Vec<(usize, Arc<str>)>,
@@ -260,8 +270,9 @@ impl Gate for BatchGate {
     fn open(&self, index: usize) -> bool {
         let (at, user) = &self.users[index];
         let section = &self.sections[*at];
-        let open =
-            section.shard_is_ours.load(Relaxed) && self.freshness.may_start(self.decided_at, &section.tenant, user);
+        let open = section.shard_is_ours.load(Relaxed)
+            && self.freshness.may_start(self.decided_at.generation, &section.head.tenant, user)
+            && self.steering.may_start(&section.head, self.decided_at.steered);
         if open && section.is_awaited && section.not_begun.fetch_sub(1, AcqRel) == 1 {
             self.events.push(Event::Started { batch: self.batch, section: *at });
         }
@@ -287,8 +298,9 @@ pub(crate) struct Dispatch {
     pub channel: Arc<dyn Channel>,
     pub log: Arc<dyn Log>,
     pub freshness: Arc<Freshness>,
+    pub steering: Arc<Steering>,
     pub events: Arc<Events>,
-    pub decided_at: u64,
+    pub decided_at: DecidedAt,
     /// Covers the records that the messages rest on.
     pub rests_on: Mark,
     pub deadline: Duration,
@@ -302,14 +314,14 @@ impl Dispatch {
     /// Hands messages to their provider once what they rest on is durable.
     pub(crate) fn spawn(self) {
         tokio::spawn(async move {
-            let Self { batch, channel, log, freshness, events, decided_at, rests_on, deadline, .. } = self;
+            let Self { batch, channel, log, freshness, steering, events, decided_at, rests_on, deadline, .. } = self;
             let _over = OverOnDrop { batch, events: events.clone() };
             let messages = self.messages;
             if log.durable(rests_on).await.is_ok() {
                 let users = messages.iter().map(|message| message.user.clone());
                 let users = self.section_of.into_iter().zip(users).collect();
                 let (sections, to_gate) = (self.sections, events.clone());
-                let gate = BatchGate { batch, freshness, decided_at, sections, users, events: to_gate };
+                let gate = BatchGate { batch, freshness, steering, decided_at, sections, users, events: to_gate };
                 let sink = Arc::new(BatchSink { batch, events });
                 // Unanswered messages are told by the batch being over.
                 let _elapsed = tokio::time::timeout(deadline, channel.deliver(messages, Arc::new(gate), sink)).await;

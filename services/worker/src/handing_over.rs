@@ -12,7 +12,7 @@ use herald_core::{
 };
 
 use crate::{
-    delivery::{Batch, BatchSection, Dispatch, GateSection, Item},
+    delivery::{Batch, BatchSection, DecidedAt, Dispatch, GateSection, Item},
     sending::Job,
     shard::Shard,
     stage::Worker,
@@ -85,7 +85,7 @@ impl Gathering {
         if !self.sections.last().is_some_and(same) {
             let head = queued.chunk.head.clone();
             self.gate.push(GateSection {
-                tenant: head.tenant.clone(),
+                head: head.clone(),
                 shard_is_ours: shard.is_ours.clone(),
                 not_begun: AtomicUsize::new(0),
                 is_awaited: job.order.is_some(),
@@ -103,7 +103,7 @@ impl Gathering {
 
 impl Worker {
     /// Hands gathered messages to their providers.
-    pub(crate) fn hand_over(&mut self, outgoing: Outgoing, decided_at: u64) {
+    pub(crate) fn hand_over(&mut self, outgoing: Outgoing, decided_at: DecidedAt) {
         for gathering in outgoing.by_channel.into_values().flatten() {
             let Some(channel) = gathering.sections.first().map(|section| section.head.channel) else { continue };
             let Some(provider) = self.deps.channels.iter().find(|provider| provider.kind() == channel).cloned() else {
@@ -118,6 +118,7 @@ impl Worker {
                 channel: provider.clone(),
                 log: self.deps.log.clone(),
                 freshness: self.freshness.clone(),
+                steering: self.steering.clone(),
                 events: self.events.clone(),
                 decided_at,
                 rests_on,

@@ -33,12 +33,14 @@ mod settling;
 mod shard;
 mod stage;
 mod stats;
+mod steering;
 mod throttle;
 
 use std::sync::Arc;
 
 use herald_core::{
     clock::World,
+    control::{ControlReads, RoleVersions},
     policy::Policy,
     ports::{
         budgets::Budgets,
@@ -123,8 +125,12 @@ pub struct Deps {
     pub sessions: Arc<dyn Sessions>,
     /// Providers; the first of a kind serves the channel.
     pub channels: Vec<Arc<dyn Channel>>,
-    /// Tenants and templates.
+    /// Tenants, templates, switches and cancels.
     pub policy: watch::Receiver<Arc<Policy>>,
+    /// How far policies are known to be read.
+    pub control: Arc<ControlReads>,
+    /// Where the role says which policies it runs.
+    pub versions: Arc<RoleVersions>,
     /// Clock and chance.
     pub world: World,
     /// What is counted.

@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use herald_core::{
+    books::CANCELLED,
     ids::{InstanceId, TenantId, channel_name},
     policy::{Policy, SIGNING_SECRET},
     ports::{
@@ -21,6 +22,7 @@ use parking_lot::Mutex;
 use crate::{
     burying::bury_users,
     decide::{Question, Verdict, may_send},
+    delivery::DecidedAt,
     handing_over::Outgoing,
     in_app::InAppItems,
     moving::deliveries_home,
@@ -32,6 +34,7 @@ use crate::{
     section::inline_known,
     shard::{Queued, Shard},
     stage::Worker,
+    steering::{HOLD_MS, Steer},
 };
 
 /// How long a section waits that cannot be decided now.
@@ -153,13 +156,19 @@ impl Worker {
 
     async fn process(&mut self, jobs: Vec<Job>) {
         let policy: Arc<Policy> = self.deps.policy.borrow().clone();
+        let jobs = self.that_may_go(jobs, &policy);
         let jobs = self.with_templates(jobs, &policy);
         let mut jobs = self.with_people(jobs).await;
-        let generation = self.freshness.generation();
+        let decided_at = DecidedAt { generation: self.freshness.generation(), steered: policy.steered() };
         self.decide(&mut jobs);
         self.pace(&mut jobs, policy.limits()).await;
         let jobs = self.hold_back(jobs);
-        let jobs = self.claim(jobs).await;
+        let mut jobs = self.claim(jobs).await;
+        // Reading people and claiming take their time; in-app items pass no gate after this.
+        let newest: Arc<Policy> = self.deps.policy.borrow().clone();
+        if newest.steered() != policy.steered() {
+            jobs = self.that_may_go(jobs, &newest);
+        }
         let mut outgoing = Outgoing::default();
         for job in jobs {
             self.put_back_unsent(&job);
@@ -168,7 +177,7 @@ impl Worker {
             let sent = self.render(job, &policy, &mut outgoing);
             self.done_with(shard, channel, order, cost - sent);
         }
-        self.hand_over(outgoing, generation);
+        self.hand_over(outgoing, decided_at);
         self.pacing.turn_is_over();
     }
 
@@ -184,7 +193,10 @@ impl Worker {
 
     /// A section that cannot be decided now comes again in a second; nothing of it was attempted.
     fn put_off(&mut self, job: &Job) {
-        let due_ms = self.deps.world.now_ms() + UNDECIDED_DELAY_MS;
+        self.put_off_until(job, self.deps.world.now_ms() + UNDECIDED_DELAY_MS);
+    }
+
+    fn put_off_until(&mut self, job: &Job, due_ms: u64) {
         if let Some(shard) = self.shards.get_mut(&job.shard) {
             shard.send_on(&job.queued, deliveries_home(job.queued.topic, job.shard), Some(due_ms));
         }
@@ -199,16 +211,37 @@ impl Worker {
         self.done_with(job.shard, job.queued.chunk.head.channel, job.order, job.queued.cost());
     }
 
-    /// Those that can be rendered; the others end or wait.
-    fn with_templates(&mut self, jobs: Vec<Job>, policy: &Arc<Policy>) -> Vec<Job> {
+    /// Those whose time is not over and that neither a switch nor a cancel keeps back; the others end or wait.
+    fn that_may_go(&mut self, jobs: Vec<Job>, policy: &Policy) -> Vec<Job> {
         let now_ms = self.deps.world.now_ms();
-        let mut ready = Vec::with_capacity(jobs.len());
-        for mut job in jobs {
+        let mut may_go = Vec::with_capacity(jobs.len());
+        for job in jobs {
             let head = job.queued.chunk.head.clone();
-            if now_ms >= head.notification.expires_ms {
+            let steer = self.steering.decide(policy, &head, now_ms);
+            // What is cancelled ends as that, whenever it comes up: so it may have been told already.
+            if now_ms >= head.notification.expires_ms && steer != Steer::End(CANCELLED) {
                 self.end_all(&job, &head.expiry());
                 continue;
             }
+            match steer {
+                Steer::Go => may_go.push(job),
+                Steer::Hold => {
+                    self.deps.stats.add(|s| &s.held, job.queued.cost());
+                    self.put_off_until(&job, (now_ms + HOLD_MS).min(head.notification.expires_ms));
+                }
+                Steer::End(reason) => {
+                    self.end_all(&job, &End::by_rule(State::Suppressed, reason, head.section.attempts));
+                }
+            }
+        }
+        may_go
+    }
+
+    /// Those that can be rendered; the others end or wait.
+    fn with_templates(&mut self, jobs: Vec<Job>, policy: &Arc<Policy>) -> Vec<Job> {
+        let mut ready = Vec::with_capacity(jobs.len());
+        for mut job in jobs {
+            let head = job.queued.chunk.head.clone();
             match self.renderers.of(&head, policy) {
                 Ok(renderer) => {
                     let (category, dedupe_window_ms) = {

@@ -25,6 +25,7 @@ use crate::{
     order::Order,
     receipts::Endings,
     section::Chunk,
+    steering::CancelAcks,
 };
 
 /// What a tenant may send on a channel before the next one's turn, in instances.
@@ -119,6 +120,7 @@ pub(crate) struct Shard {
     pub order: Order,
     pub feed: Feed,
     pub claims: ShardClaims,
+    pub cancels: CancelAcks,
     /// What the next commit puts out.
     pub outputs: Outputs,
     /// What ended since the last commit.
@@ -142,7 +144,14 @@ impl Drop for Shard {
 }
 
 impl Shard {
-    pub(crate) fn new(number: u32, log_epoch: u32, claims: ShardClaims, outputs: Outputs, fair: bool) -> Self {
+    pub(crate) fn new(
+        number: u32,
+        log_epoch: u32,
+        claims: ShardClaims,
+        cancels: CancelAcks,
+        outputs: Outputs,
+        fair: bool,
+    ) -> Self {
         Self {
             number,
             log_epoch,
@@ -152,6 +161,7 @@ impl Shard {
             order: Order::default(),
             feed: Feed::new(number, 0),
             claims,
+            cancels,
             outputs,
             endings: Endings::default(),
             answered: Answered::default(),

@@ -10,6 +10,7 @@ use herald_core::{
     done_map::MAX_ENCODED_CHARS,
     ids::TenantId,
     outputs::Outputs,
+    policy::Policy,
     ports::log::{Commit, Committed, LogError, Mark, Member, Polled, Position, Record, Subscription},
     record::UserChange,
     tokens::UnsubscribeLinks,
@@ -30,10 +31,14 @@ use crate::{
     receipts::Endings,
     section::{Chunk, Head, Notifications, decode_batch},
     shard::{Queued, Shard},
+    steering::{CancelAcks, Steering},
 };
 
 /// How long the loop sleeps when nothing happens: often enough to keep `user-changes` read and the shards committed.
 const IDLE_WAIT: Duration = Duration::from_millis(250);
+
+/// How long the loop sleeps with work in hand while it does not know yet which cancels there are.
+const UNINFORMED_WAIT: Duration = Duration::from_millis(10);
 
 /// `user-changes` are read to their ends this often, and whenever there is something new to decide.
 const CHANGES_INTERVAL_MS: u64 = 250;
@@ -53,7 +58,12 @@ const MIN_POLL_RECORDS: usize = 8;
 pub(crate) struct Worker {
     pub(crate) config: Config,
     pub(crate) deps: Deps,
-    subscription: Box<dyn Subscription>,
+    member: Member,
+    pub(crate) subscription: Box<dyn Subscription>,
+    pub(crate) steering: Arc<Steering>,
+    news: watch::Receiver<Arc<Policy>>,
+    /// The version of the policies that was reported last.
+    pub(crate) runs_version: Option<u64>,
     pub(crate) shards: BTreeMap<u32, Shard>,
     /// The shard that was served last.
     pub(crate) next_shard: usize,
@@ -98,6 +108,10 @@ impl Worker {
         tokio::spawn(watch_durability(deps.log.clone(), receiver, events.clone()));
         let kinds: BTreeSet<i32> = deps.channels.iter().map(|channel| channel.kind() as i32).collect();
         Ok(Self {
+            member,
+            steering: Arc::new(Steering::new(&deps)),
+            news: deps.policy.clone(),
+            runs_version: None,
             people: People::new(config.cached_people, config.cached_people_max_age_ms),
             notifications: Notifications::new(),
             renderers: Renderers::new(),
@@ -135,7 +149,11 @@ impl Worker {
     async fn turn(&mut self, shutdown: &CancellationToken) -> anyhow::Result<()> {
         let commit_at = self.dirty_since.map(|since| since + Duration::from_millis(self.config.commit_interval_ms));
         let busy = !self.events.is_empty() || self.shards.values().any(|shard| shard.has_work(&self.in_doubt));
-        let wait = if busy { Duration::ZERO } else { IDLE_WAIT };
+        let wait = match (busy, self.is_informed()) {
+            (false, _) => IDLE_WAIT,
+            (true, false) => UNINFORMED_WAIT,
+            (true, true) => Duration::ZERO,
+        };
         let (events, max) = (self.events.clone(), self.poll_records());
         tokio::select! {
             biased;
@@ -145,10 +163,12 @@ impl Worker {
                 Err(error) => wait_out(error).await?,
             },
             () = events.some() => {}
+            () = news(&mut self.news) => {}
             () = tokio::time::sleep_until(commit_at.unwrap_or_else(Instant::now)), if commit_at.is_some() => {}
         }
         self.take_events();
-        if self.read_changes().await? {
+        self.take_up_policies(self.member);
+        if self.read_changes().await? && self.is_informed() {
             self.serve().await?;
         }
         self.write_feeds().await;
@@ -233,7 +253,8 @@ impl Worker {
         if !self.shards.contains_key(&at.partition) {
             let claims = ShardClaims::new(at.partition, self.deps.claims.clone());
             let (outputs, log_epoch) = (self.empty_outputs(), self.deps.log.identity().epoch);
-            let shard = Shard::new(at.partition, log_epoch, claims, outputs, self.config.fair);
+            let cancels = CancelAcks::new(&self.deps.control);
+            let shard = Shard::new(at.partition, log_epoch, claims, cancels, outputs, self.config.fair);
             self.shards.insert(at.partition, shard);
             // Changes that another owner has read are never told to this one.
             self.people.clear();
@@ -444,11 +465,14 @@ impl Worker {
             }
         }
         self.deps.stats.add(|s| &s.ended, endings.put_out(&mut outputs));
+        // Last, so that the ledger has booked everything before.
+        self.acknowledge_cancels(&mut outputs);
         self.dirty_since = None;
         let mark = self.write(Commit { positions, outputs: outputs.finish() }).await?;
         self.in_doubt.committed(answered, mark);
         self.want_durable(mark);
         self.deps.stats.add(|s| &s.commits, 1);
+        self.ask_inbox_ends().await;
         Ok(())
     }
 
@@ -480,6 +504,14 @@ fn part(record: &Record, mark: Mark, first_unit: u64, first: u32, head: &Arc<Hea
         unit: first_unit + u64::from(first + users.first().copied().unwrap_or(0)),
         mark,
         chunk: Chunk { head: head.clone(), first, users },
+    }
+}
+
+/// Returns when there are new policies.
+async fn news(policies: &mut watch::Receiver<Arc<Policy>>) {
+    if policies.changed().await.is_err() {
+        // The process stops.
+        std::future::pending::<()>().await;
     }
 }
 

@@ -9,6 +9,8 @@ pub struct Stats {
     pub attempts: AtomicU64,
     /// Messages put off for another attempt.
     pub retries: AtomicU64,
+    /// Instances put off because a switch holds them, each time they come up.
+    pub held: AtomicU64,
     /// Messages that were unanswered at their deadline; they may arrive twice.
     pub unanswered: AtomicU64,
     /// Messages that waited because a limit was used up, or their provider was down or asked for less.

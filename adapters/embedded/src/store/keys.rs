@@ -20,6 +20,7 @@ pub enum Table {
     Receipts = 0x23,
     UserLog = 0x24,
     NotificationByAge = 0x25,
+    RequestsByDedupeKey = 0x26,
     InboxItem = 0x30,
     InboxSection = 0x31,
     InboxSectionGone = 0x32,
@@ -27,6 +28,7 @@ pub enum Table {
     InboxApplied = 0x34,
     Policy = 0x40,
     UnpublishedPolicy = 0x41,
+    Audit = 0x50,
 }
 
 /// A key, or the beginning that the keys of a range share.

@@ -11,7 +11,7 @@ use herald_core::{
     ports::{
         StoreError,
         erasures::Erasure,
-        ledger::{AdmittedRow, Flush, ForeignToken, Ledger, Page, ReceiptRow, ReceiptScope, RequestRow},
+        ledger::{AdmittedRow, Flush, ForeignToken, Ledger, Page, ReceiptRow, ReceiptScope, RequestRow, RequestScope},
     },
     record,
 };
@@ -115,6 +115,9 @@ impl LedgerStore {
                 }
                 if let Some(row) = self.admitted(&id)? {
                     batch.delete(request_key(row.tenant.as_str(), row.accepted_ms, &id));
+                    if !row.dedupe_key.is_empty() {
+                        batch.delete(dedupe_key(&row));
+                    }
                 }
                 batch.delete(totals_key(&id));
                 batch.delete(admitted_key(&id));
@@ -202,6 +205,9 @@ impl LedgerStore {
             }
             by_age.insert((due_day(&row), row.id));
             batch.put(request_key(row.tenant.as_str(), row.accepted_ms, &row.id), Bytes::new());
+            if !row.dedupe_key.is_empty() {
+                batch.put(dedupe_key(&row), Bytes::new());
+            }
             let value = AdmittedRowValue {
                 tenant: row.tenant.as_str().into(),
                 template_id: row.template_id,
@@ -426,6 +432,14 @@ fn request_key(tenant: &str, accepted_ms: u64, id: &NotificationId) -> Key {
     Key::of(Table::TenantRequests).part(tenant).u64(accepted_ms).tail(id.0)
 }
 
+fn dedupe_key(row: &AdmittedRow) -> Key {
+    under_dedupe_key(row.tenant.as_str(), &row.dedupe_key).u64(row.accepted_ms).tail(row.id.0)
+}
+
+fn under_dedupe_key(tenant: &str, dedupe_key: &str) -> Key {
+    Key::of(Table::RequestsByDedupeKey).part(tenant).part(dedupe_key)
+}
+
 fn receipts_of(id: &NotificationId) -> Key {
     Key::of(Table::Receipts).tail(id.0)
 }
@@ -469,6 +483,7 @@ fn expand<'a>(
 const OF_REQUEST: u8 = 1;
 const OF_USER: u8 = 2;
 const OF_TENANT: u8 = 3;
+const OF_DEDUPE_KEY: u8 = 4;
 
 fn place_bytes(at: ReceiptAt) -> Vec<u8> {
     let mut bytes = at.partition.to_be_bytes().to_vec();
@@ -525,13 +540,16 @@ impl Ledger for LedgerStore {
     async fn requests(
         &self,
         tenant: &TenantId,
-        since_ms: u64,
+        scope: &RequestScope,
         token: Option<&[u8]>,
         limit: usize,
     ) -> Result<Token<Page<RequestRow>>, StoreError> {
-        let all = Key::of(Table::TenantRequests).part(tenant.as_str());
+        let (list, all, since_ms) = match scope {
+            RequestScope::Since(ms) => (OF_TENANT, Key::of(Table::TenantRequests).part(tenant.as_str()), *ms),
+            RequestScope::DedupeKey(key) => (OF_DEDUPE_KEY, under_dedupe_key(tenant.as_str(), key), 0),
+        };
         let end = match token {
-            Some(token) => match token.strip_prefix(&[OF_TENANT]).filter(|place| place.len() == 24) {
+            Some(token) => match token.strip_prefix(&[list]).filter(|place| place.len() == 24) {
                 Some(place) => all.clone().tail(place),
                 None => return Ok(Err(ForeignToken)),
             },
@@ -546,7 +564,7 @@ impl Ledger for LedgerStore {
             page.items.extend(self.request_row(tenant, &id)?);
         }
         if rows.len() == limit {
-            page.next = rows.last().map(|(key, _)| [&[OF_TENANT], &key[all.bytes().len()..]].concat());
+            page.next = rows.last().map(|(key, _)| [&[list], &key[all.bytes().len()..]].concat());
         }
         Ok(Ok(page))
     }

@@ -175,6 +175,20 @@ pub struct TotalsRow {
     pub applied: u64,
     #[prost(uint64, tag = "6")]
     pub updated_ms: u64,
+    #[prost(message, optional, tag = "7")]
+    pub cancel: Option<CancelProgressRow>,
+}
+
+/// Who has acknowledged a cancel.
+#[derive(Clone, PartialEq, Message)]
+#[allow(missing_docs)]
+pub struct CancelProgressRow {
+    #[prost(uint32, repeated, tag = "1")]
+    pub requests: Vec<u32>,
+    #[prost(uint32, repeated, tag = "2")]
+    pub shards: Vec<u32>,
+    #[prost(bool, tag = "3")]
+    pub closed: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -196,6 +210,10 @@ pub struct ChannelTotalsRow {
     pub failed: u64,
     #[prost(uint64, tag = "8")]
     pub dead: u64,
+    #[prost(uint64, tag = "9")]
+    pub unconfirmed: u64,
+    #[prost(fixed64, tag = "10")]
+    pub unconfirmed_hash_sum: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -263,4 +281,25 @@ pub struct PolicyRow {
     pub value: Option<Bytes>,
     #[prost(bool, tag = "3")]
     pub published: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+#[allow(missing_docs)]
+pub struct AuditRowValue {
+    #[prost(uint64, tag = "1")]
+    pub at_ms: u64,
+    #[prost(string, tag = "2")]
+    pub actor: String,
+    #[prost(string, tag = "3")]
+    pub action: String,
+    #[prost(string, optional, tag = "4")]
+    pub tenant: Option<String>,
+    #[prost(string, tag = "5")]
+    pub result: String,
+    #[prost(uint32, tag = "6")]
+    pub status: u32,
+    #[prost(string, tag = "7")]
+    pub request_id: String,
+    #[prost(string, tag = "8")]
+    pub detail: String,
 }

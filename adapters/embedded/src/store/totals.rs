@@ -1,11 +1,11 @@
 //! Books as rows.
 
 use herald_core::{
-    books::{ChannelTotals, Tally, Totals},
+    books::{Cancel, ChannelTotals, Tally, Totals},
     ids::TenantId,
 };
 
-use super::rows::{ChannelTotalsRow, TotalsRow};
+use super::rows::{CancelProgressRow, ChannelTotalsRow, TotalsRow};
 
 /// The row of a notification's books.
 pub fn totals_row(totals: &Totals) -> TotalsRow {
@@ -19,6 +19,8 @@ pub fn totals_row(totals: &Totals) -> TotalsRow {
             suppressed: t.suppressed.clone(),
             failed: t.failed,
             dead: t.dead,
+            unconfirmed: t.unconfirmed.count,
+            unconfirmed_hash_sum: t.unconfirmed.hash_sum,
         };
         (*channel, row)
     });
@@ -29,6 +31,11 @@ pub fn totals_row(totals: &Totals) -> TotalsRow {
         complete: totals.complete,
         applied: totals.applied,
         updated_ms: totals.updated_ms,
+        cancel: totals.cancel.as_ref().map(|cancel| CancelProgressRow {
+            requests: cancel.requests.iter().copied().collect(),
+            shards: cancel.shards.iter().copied().collect(),
+            closed: cancel.closed,
+        }),
     }
 }
 
@@ -42,6 +49,7 @@ pub fn to_totals(row: TotalsRow) -> Totals {
             suppressed: row.suppressed,
             failed: row.failed,
             dead: row.dead,
+            unconfirmed: Tally { count: row.unconfirmed, hash_sum: row.unconfirmed_hash_sum },
         };
         (channel, totals)
     });
@@ -52,5 +60,10 @@ pub fn to_totals(row: TotalsRow) -> Totals {
         complete: row.complete,
         applied: row.applied,
         updated_ms: row.updated_ms,
+        cancel: row.cancel.map(|cancel| Cancel {
+            requests: cancel.requests.into_iter().collect(),
+            shards: cancel.shards.into_iter().collect(),
+            closed: cancel.closed,
+        }),
     }
 }

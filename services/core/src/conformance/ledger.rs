@@ -5,10 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::{
-    books::{Tally, Totals},
+    books::{Cancel, Tally, Totals},
     ids::{InstanceId, NotificationId, TenantId},
     packed::pack,
-    ports::ledger::{AdmittedRow, Flush, Ledger, ReceiptRow, ReceiptScope, RequestRow},
+    ports::ledger::{AdmittedRow, Flush, Ledger, ReceiptRow, ReceiptScope, RequestRow, RequestScope},
     record::{Channel, Manifest, Receipts, State},
 };
 
@@ -22,6 +22,7 @@ pub async fn all(port: Arc<dyn Ledger>, run: &str, number: u32) {
     a_request_is_admitted_once(&*port, &tenant("admitted"), number).await;
     another_tenants_ids_give_nothing(&*port, &tenant("mine"), &tenant("theirs"), number).await;
     requests_are_listed_newest_first(&*port, &tenant("requests"), number).await;
+    requests_are_found_by_their_dedupe_key(&*port, &tenant("dedupe"), &tenant("dedupe-other"), number).await;
     receipts_of_a_request_are_paged(&*port, &tenant("receipts"), number).await;
     a_users_day_is_found(&*port, &tenant("user"), number).await;
     a_flush_in_other_groups_changes_nothing(&*port, &tenant("replay"), number).await;
@@ -68,6 +69,11 @@ fn totals(tenant: &TenantId, applied: u64, delivered: u32) -> Totals {
     let suppressed = Receipts { state: State::Suppressed as i32, reason: "opted_out".into(), ..receipts };
     totals.book_receipts(&suppressed);
     totals.applied = applied;
+    totals.cancel = Some(Cancel { requests: [0].into(), shards: [2, 63].into(), closed: true });
+    for channel in totals.channels.values_mut() {
+        // Confirmations may be read before what they confirm.
+        channel.unconfirmed = Tally { count: u64::MAX, hash_sum: 5 };
+    }
     totals
 }
 
@@ -124,7 +130,7 @@ async fn a_request_is_admitted_once(port: &dyn Ledger, tenant: &TenantId, run: u
     port.apply(again).await.unwrap();
     let row = RequestRow { admitted: Some(first.clone()), totals: None };
     assert_eq!(port.request(tenant, &id).await.unwrap(), Some(row.clone()));
-    let page = port.requests(tenant, 0, None, 10).await.unwrap().unwrap();
+    let page = port.requests(tenant, &RequestScope::Since(0), None, 10).await.unwrap().unwrap();
     assert_eq!((page.items, page.next), (vec![row], None), "it is listed once");
     // Receipts may be read before the request.
     let early = notification(tenant, run, 2);
@@ -148,7 +154,7 @@ async fn another_tenants_ids_give_nothing(port: &dyn Ledger, mine: &TenantId, th
         assert!(read_all(port, theirs, scope, 10).await.is_empty());
     }
     assert_eq!(port.request(theirs, &id).await.unwrap(), None);
-    assert!(port.requests(theirs, 0, None, 10).await.unwrap().unwrap().items.is_empty());
+    assert!(port.requests(theirs, &RequestScope::Since(0), None, 10).await.unwrap().unwrap().items.is_empty());
 }
 
 async fn requests_are_listed_newest_first(port: &dyn Ledger, tenant: &TenantId, run: u32) {
@@ -158,7 +164,7 @@ async fn requests_are_listed_newest_first(port: &dyn Ledger, tenant: &TenantId, 
     port.apply(Flush { admitted: (0..25).map(row).collect(), ..Flush::default() }).await.unwrap();
     let (mut seen, mut token) = (Vec::new(), None::<Vec<u8>>);
     loop {
-        let page = port.requests(tenant, NOW_MS + 2, token.as_deref(), 4).await.unwrap().unwrap();
+        let page = port.requests(tenant, &RequestScope::Since(NOW_MS + 2), token.as_deref(), 4).await.unwrap().unwrap();
         seen.extend(page.items.into_iter().map(|row| row.admitted.unwrap()));
         if token.is_none() {
             // What is accepted later does not move what is on the next page.
@@ -178,6 +184,30 @@ async fn requests_are_listed_newest_first(port: &dyn Ledger, tenant: &TenantId, 
     listed.sort();
     expected.sort();
     assert_eq!(listed, expected);
+}
+
+async fn requests_are_found_by_their_dedupe_key(port: &dyn Ledger, tenant: &TenantId, other: &TenantId, run: u32) {
+    let row = |owner: &TenantId, n: u64, key: &str| AdmittedRow {
+        dedupe_key: key.into(),
+        ..admitted(owner, notification(owner, run, n), NOW_MS + n)
+    };
+    let mut rows: Vec<_> = (0..7).map(|n| row(tenant, n, "a")).collect();
+    rows.extend([row(tenant, 8, "ab"), row(tenant, 9, ""), row(other, 1, "a")]);
+    port.apply(Flush { admitted: rows, ..Flush::default() }).await.unwrap();
+    let (mut found, mut token) = (Vec::new(), None::<Vec<u8>>);
+    let scope = RequestScope::DedupeKey("a".into());
+    loop {
+        let page = port.requests(tenant, &scope, token.as_deref(), 3).await.unwrap().unwrap();
+        found.extend(page.items.into_iter().map(|row| row.admitted.unwrap().accepted_ms - NOW_MS));
+        match page.next {
+            Some(next) => token = Some(next),
+            None => break,
+        }
+    }
+    assert_eq!(found, [6, 5, 4, 3, 2, 1, 0]);
+    let of_all = port.requests(tenant, &RequestScope::Since(0), None, 3).await.unwrap().unwrap();
+    let foreign = port.requests(tenant, &scope, of_all.next.as_deref(), 3).await.unwrap();
+    assert!(foreign.is_err(), "a token of another list");
 }
 
 async fn receipts_of_a_request_are_paged(port: &dyn Ledger, tenant: &TenantId, run: u32) {
@@ -249,7 +279,7 @@ async fn a_flush_in_other_groups_changes_nothing(port: &dyn Ledger, tenant: &Ten
 async fn foreign_tokens_are_refused(port: &dyn Ledger, tenant: &TenantId) {
     let scopes = [ReceiptScope::Request(NotificationId([1; 16])), of_user("u", 0, 1)];
     for token in [&b""[..], b"x", &[0xff; 64]] {
-        assert!(port.requests(tenant, 0, Some(token), 5).await.unwrap().is_err());
+        assert!(port.requests(tenant, &RequestScope::Since(0), Some(token), 5).await.unwrap().is_err());
         for scope in &scopes {
             assert!(port.receipts(tenant, scope, Some(token), 5).await.unwrap().is_err());
         }

@@ -82,6 +82,15 @@ pub enum ReceiptScope {
     },
 }
 
+/// Which of a tenant's requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RequestScope {
+    /// Accepted at or after this time, in milliseconds since the epoch.
+    Since(u64),
+    /// Sent under this dedupe key.
+    DedupeKey(String),
+}
+
 /// A page of a list. The token is the store's own; it outlives changes to the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page<T> {
@@ -107,11 +116,11 @@ pub trait Ledger: Send + Sync + 'static {
     /// A request of a tenant; `None` if the tenant has none of that id.
     async fn request(&self, tenant: &TenantId, id: &NotificationId) -> Result<Option<RequestRow>, StoreError>;
 
-    /// A tenant's requests, newest first, accepted at or after `since_ms`.
+    /// A tenant's requests, newest first.
     async fn requests(
         &self,
         tenant: &TenantId,
-        since_ms: u64,
+        scope: &RequestScope,
         token: Option<&[u8]>,
         limit: usize,
     ) -> Result<Result<Page<RequestRow>, ForeignToken>, StoreError>;

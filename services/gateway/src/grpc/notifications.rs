@@ -100,6 +100,11 @@ impl Notifications for Gateway {
         answer(self.requests(&call.who, call.message).await, &call.extensions)
     }
 
+    async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {
+        let call = self.call(request)?;
+        answer(self.cancel(&call.who, call.message).await, &call.extensions)
+    }
+
     async fn list_receipts(
         &self,
         request: Request<v1::ListReceiptsRequest>,

@@ -84,6 +84,15 @@ pub async fn status(
     Ok(Json(gateway.status(&who, &request_id).await?))
 }
 
+/// `POST /v1/cancel`
+pub async fn cancel(
+    State(gateway): State<Gateway>,
+    who: Authenticated,
+    Json(request): Json<v1::CancelRequest>,
+) -> Result<Json<v1::CancelResponse>, Rejection> {
+    Ok(Json(gateway.cancel(&who, request).await?))
+}
+
 /// `GET /v1/requests`
 pub async fn requests(
     State(gateway): State<Gateway>,

@@ -28,13 +28,14 @@ use axum::{
     response::Response,
 };
 use herald_api::{
+    audit::Caught,
     auth::{Authenticator, HERALD_TENANT},
     query::Query,
     rejection::Rejection,
     routes::{Route, Routes},
 };
 use herald_core::{
-    auth::Scope,
+    auth::{Caller, Scope},
     ids::{TenantId, check_id},
     ports::{
         inbox::{EventId, Inbox},
@@ -178,7 +179,9 @@ async fn open(State(live): State<Arc<Live>>, request: Request) -> Result<Respons
         .map_err(|_| Problem::field("user_id", "invalid_value", "A user id is percent-encoded UTF-8."))?;
     let mut query = Query::parse(parts.uri.query().unwrap_or_default());
     let grant = Grant::of(&parts.headers, query.text("token"))?;
-    let tenant = grant.check(&live.deps.authenticator, &user)?;
+    let caller = grant.caller(&live.deps.authenticator)?;
+    Caught::note(&parts.extensions, &caller);
+    let tenant = caller.require_user(Scope::Inbox, &user)?.clone();
     check_id("user_id", &user).map_err(|error| Problem::field("user_id", "invalid_value", error.0))?;
     let resume = resume_after(&parts.headers, query.text("last_event_id"))?;
     query.finish()?;
@@ -211,6 +214,10 @@ impl Grant {
 
     /// The tenant, while the key or token is good for this user's feed.
     fn check(&self, authenticator: &Authenticator, user: &str) -> Result<TenantId, Problem> {
+        self.caller(authenticator)?.require_user(Scope::Inbox, user).cloned()
+    }
+
+    fn caller(&self, authenticator: &Authenticator) -> Result<Caller, Problem> {
         let mut headers = HeaderMap::new();
         if let Some(authorization) = &self.authorization {
             headers.insert(header::AUTHORIZATION, authorization.clone());
@@ -218,8 +225,7 @@ impl Grant {
         if let Some(tenant) = &self.tenant {
             headers.insert(HERALD_TENANT, tenant.clone());
         }
-        let authenticated = authenticator.authenticate_with(&headers, self.token.as_deref())?;
-        authenticated.caller.require_user(Scope::Inbox, user).cloned()
+        Ok(authenticator.authenticate_with(&headers, self.token.as_deref())?.caller)
     }
 }
 

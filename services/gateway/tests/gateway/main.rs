@@ -14,5 +14,6 @@ mod isolation;
 mod people;
 mod quota;
 mod status;
+mod steering;
 mod tls;
 mod world;

@@ -17,6 +17,7 @@ use herald_core::{
     },
     ports::log::{Identity, Log, Record},
     record::{Channel, Control, Notification, Request as RequestRecord},
+    switches::Providers,
     topic::{Lane, Layout, Topic, TopicPartition},
 };
 use herald_embedded::{
@@ -132,8 +133,10 @@ pub fn world_with(config: Config) -> TestWorld {
         ledger: stores.ledger.clone(),
         inbox: stores.inbox.clone(),
         sessions: Arc::new(LocalSessions::new()),
+        audit: stores.audit.clone(),
         policy: receiver,
         channels: ChannelSet::of([Channel::InApp, Channel::Email]),
+        providers: Providers::of([(Channel::Email, "smtp".to_owned())]),
         world: World { clock: clock.clone(), entropy: Arc::new(Counting(AtomicU64::new(1))) },
         stats: Arc::default(),
     };

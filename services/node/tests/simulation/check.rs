@@ -16,6 +16,7 @@ use herald_node::backends::Backends;
 use crate::{
     provider::{Begun, Seen},
     scenario::{DAY_MS, GUEST, Scenario, ScenarioKind, Sent},
+    steering::Steered,
 };
 
 /// What is known of a run besides its books.
@@ -33,9 +34,11 @@ pub struct Facts<'a> {
     pub redrives: u64,
     /// When a start of the roles was followed by the next one in the same life.
     pub taken_over_ms: &'a BTreeMap<u64, u64>,
+    /// Switches and cancels.
+    pub steered: &'a Steered,
 }
 
-type Ends = BTreeMap<(NotificationId, String, i32), ReceiptRow>;
+pub type Ends = BTreeMap<(NotificationId, String, i32), ReceiptRow>;
 
 /// Every contradiction found; none means that the promises held.
 pub async fn contradictions(facts: &Facts<'_>, backends: &Backends) -> anyhow::Result<Vec<String>> {
@@ -69,6 +72,8 @@ pub async fn contradictions(facts: &Facts<'_>, backends: &Backends) -> anyhow::R
     check_provider(facts, &ends, &mut found);
     check_starts(facts, &mut found);
     check_limits(facts, &mut found);
+    facts.steered.check_starts(&facts.seen.begun, &mut found);
+    facts.steered.check_books(&ends, backends, &mut found).await?;
     if facts.scenario.kind == ScenarioKind::Orderly {
         check_order(facts, &mut found);
     }
@@ -112,7 +117,10 @@ fn check_ends(facts: &Facts<'_>, sent: &[&Sent], ends: &Ends, found: &mut Vec<St
                 .map(|((_, user, _), _)| user.as_str())
                 .collect();
             let wanted: BTreeSet<&str> = one.planned.recipients.iter().map(String::as_str).collect();
-            if ended != wanted {
+            // A chain that was stopped has no further pages.
+            let stopped = facts.steered.cancelled.contains_key(&one.id)
+                || facts.steered.may_have_killed(&one.planned.tenant, None);
+            if ended != wanted && !(stopped && ended.is_subset(&wanted)) {
                 found.push(format!("{} on {channel:?}: {ended:?} ended, {wanted:?} were to", one.id));
             }
         }
@@ -123,7 +131,10 @@ fn check_ends(facts: &Facts<'_>, sent: &[&Sent], ends: &Ends, found: &mut Vec<St
         let is_mail = *channel == Channel::Email as i32;
         let may_be_late = one.planned.ttl_ms < DAY_MS && reason == "expired";
         let changed = facts.opt_outs.contains_key(&(one.planned.tenant.to_string(), user.clone()));
-        let expected = if may_be_late {
+        let steered = (reason == "killed"
+            && facts.steered.may_have_killed(&one.planned.tenant, Some(row.shared.channel())))
+            || (reason == "cancelled" && facts.steered.cancelled.contains_key(id));
+        let expected = if may_be_late || steered {
             true
         } else if user == "nobody" {
             reason == "unknown_user"
@@ -132,8 +143,10 @@ fn check_ends(facts: &Facts<'_>, sent: &[&Sent], ends: &Ends, found: &mut Vec<St
         } else if is_mail && facts.scenario.opted_out.contains(user) {
             reason == "opted_out"
         } else {
-            !matches!(reason, "unknown_user" | "unreachable" | "expired" | "poison" | "undecodable")
-                && (reason != "opted_out" || (is_mail && changed))
+            !matches!(
+                reason,
+                "killed" | "cancelled" | "unknown_user" | "unreachable" | "expired" | "poison" | "undecodable"
+            ) && (reason != "opted_out" || (is_mail && changed))
                 && (reason != "duplicate" || !one.planned.dedupe_key.is_empty())
         };
         if !expected {
@@ -202,7 +215,12 @@ fn check_provider(facts: &Facts<'_>, ends: &Ends, found: &mut Vec<String>) {
             State::Delivered if taken == 0 => found.push(format!("{id} {user} {channel}: delivered, never taken")),
             // Taken, and its worker died before it could commit that: whoever comes next decides anew. By then another may
             // hold the claim, the time be over, or the person have opted out.
-            State::Suppressed if matches!(row.shared.reason.as_str(), "duplicate" | "expired" | "opted_out") => {
+            State::Suppressed
+                if matches!(
+                    row.shared.reason.as_str(),
+                    "duplicate" | "expired" | "opted_out" | "killed" | "cancelled"
+                ) =>
+            {
                 duplicates += taken.min(1);
             }
             State::Suppressed if taken > 0 => {

@@ -11,6 +11,7 @@ use herald_core::{
     bucket::{Ask, Lease},
     ids::{NotificationId, TenantId},
     people::{Person, User},
+    policy::kind,
     ports::{
         StoreError,
         admissions::{Admission, Admissions, PlaceNote},
@@ -18,12 +19,12 @@ use herald_core::{
         claims::{ClaimReply, ClaimRequest, Claims},
         directory::{AudienceKey, AudiencePage, Changed, Directory, Membership, PersonChange},
         inbox::{Counts, EventId, Inbox, Item, MarkAs, StateFilter, Which},
-        ledger::{Flush, ForeignToken, Ledger, Page, ReceiptRow, ReceiptScope, RequestRow},
+        ledger::{Flush, ForeignToken, Ledger, Page, ReceiptRow, ReceiptScope, RequestRow, RequestScope},
         log::{
             Commit, Committed, Identity, Log, LogError, Mark, Member, NewRecord, Polled, Progress, Record, Subscription,
         },
     },
-    record::{Claim, Cursor, LedgerBatch, Place, Schema, UserChange},
+    record::{CancelAck, Claim, Cursor, LedgerBatch, Place, Schema, UserChange},
     topic::{Group, Topic, TopicPartition},
 };
 use herald_node::backends::Backends;
@@ -51,6 +52,12 @@ pub enum Mutant {
     ChangesUnread,
     /// Every budget gives whatever is asked.
     LimitNotTaken,
+    /// Nobody learns of switches and cancels.
+    SteeringUnread,
+    /// What waits for the tier in which held messages circle is lost.
+    HoldLoses,
+    /// The first requests partition acknowledges a cancel for everybody.
+    CancelClosedEarly,
 }
 
 /// What goes wrong in a run.
@@ -139,7 +146,13 @@ impl Log for Faulty<dyn Log> {
     }
 
     async fn read(&self, at: TopicPartition, from: u64, max: usize) -> Result<(Vec<Record>, u64), LogError> {
-        self.inner.read(at, from, max).await
+        let (mut records, next) = self.inner.read(at, from, max).await?;
+        if self.faults.mutant == Mutant::SteeringUnread && at.topic == Topic::Control {
+            records.retain(|record| {
+                !record.key.starts_with(kind::SWITCH.as_bytes()) && !record.key.starts_with(kind::CANCEL.as_bytes())
+            });
+        }
+        Ok((records, next))
     }
 
     async fn durable(&self, mark: Mark) -> Result<(), LogError> {
@@ -183,6 +196,12 @@ impl Subscription for FaultySubscription {
         if self.faults.mutant == Mutant::ReceiptTwice && self.group == Group::Worker {
             commit.outputs.iter_mut().for_each(with_a_receipt_twice);
         }
+        if self.faults.mutant == Mutant::HoldLoses && self.group == Group::Worker {
+            commit.outputs.retain(|record| record.at.topic != Topic::Delayed(3));
+        }
+        if self.faults.mutant == Mutant::CancelClosedEarly && self.group == Group::Orchestrator {
+            commit.outputs.iter_mut().for_each(acknowledged_by_all);
+        }
         self.faults.trace(&commit.outputs);
         self.faults.crash().await;
         if self.faults.mutant == Mutant::CommitSplit && !commit.outputs.is_empty() {
@@ -211,6 +230,20 @@ fn with_a_receipt_twice(record: &mut NewRecord) {
         && let Ok(mut batch) = LedgerBatch::decode(record.body.clone())
     {
         batch.receipts.extend(batch.receipts.first().cloned());
+        record.body = batch.encode_to_vec().into();
+    }
+}
+
+fn acknowledged_by_all(record: &mut NewRecord) {
+    if record.envelope.schema() == Schema::LedgerBatch
+        && let Ok(mut batch) = LedgerBatch::decode(record.body.clone())
+    {
+        for ack in batch.cancel_acks.clone() {
+            for number in 0..4 {
+                batch.cancel_acks.push(CancelAck { shard: true, number, ..ack.clone() });
+                batch.cancel_acks.push(CancelAck { number: number % 2, ..ack.clone() });
+            }
+        }
         record.body = batch.encode_to_vec().into();
     }
 }
@@ -311,11 +344,11 @@ impl Ledger for Faulty<dyn Ledger> {
     async fn requests(
         &self,
         tenant: &TenantId,
-        since_ms: u64,
+        scope: &RequestScope,
         token: Option<&[u8]>,
         limit: usize,
     ) -> Result<Result<Page<RequestRow>, ForeignToken>, StoreError> {
-        self.inner.requests(tenant, since_ms, token, limit).await
+        self.inner.requests(tenant, scope, token, limit).await
     }
 
     async fn receipts(

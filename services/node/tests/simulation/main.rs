@@ -9,10 +9,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a simulation that cannot go on must stop where it is")]
 
 mod check;
+mod fan_out;
 mod faults;
 mod pacing;
 mod provider;
 mod scenario;
+mod steering;
 mod world;
 
 use std::{
@@ -43,6 +45,7 @@ use crate::{
     scenario::{
         KILLER, Scenario, ScenarioKind, Sent, Step, break_deliveries, break_request, opt_out, redrive, redriven, send,
     },
+    steering::Steered,
     world::{Chance, EPOCH_MS, world_at},
 };
 
@@ -74,6 +77,7 @@ struct Simulation {
     /// Orders to bring dead letters back, and letters that were.
     redrives: u64,
     redriven: u64,
+    steered: Steered,
     /// Starts of the roles so far, and when one was followed by the next in the same life.
     generation: u64,
     taken_over_ms: BTreeMap<u64, u64>,
@@ -102,6 +106,7 @@ impl Simulation {
             broken: Vec::new(),
             redrives: 0,
             redriven: 0,
+            steered: Steered::default(),
             generation: 0,
             taken_over_ms: BTreeMap::new(),
             next: 0,
@@ -224,6 +229,7 @@ impl Simulation {
         let (scenario, chance) = (&self.scenario, self.chance.clone());
         let (sent, next) = (&mut self.sent, &mut self.next);
         let (opt_outs, broken, redrives) = (&mut self.opt_outs, &mut self.broken, &mut self.redrives);
+        let steered = &mut self.steered;
         let traffic = async {
             while let Some(step) = scenario.steps.get(*next) {
                 tokio::time::sleep(Duration::from_millis(chance.below(40))).await;
@@ -249,6 +255,15 @@ impl Simulation {
                             opt_outs.entry(key).and_modify(|at_ms| *at_ms = world.now_ms().min(*at_ms));
                         }
                     }
+                    Step::Switch { tenant, mail, state } => {
+                        let _open = steered.switch(tenant, *mail, *state, &plain, || world.now_ms()).await;
+                    }
+                    Step::Cancel { back } => {
+                        if let Some(one) = sent.len().checked_sub(*back).map(|at| &sent[at]).filter(|one| one.promised)
+                        {
+                            let _open = steered.cancel(one, &plain, || world.now_ms()).await;
+                        }
+                    }
                     Step::BrokenRequest { tenant } => {
                         broken.push((world.notification_id(), false));
                         if let Some((id, promised)) = broken.last_mut() {
@@ -268,10 +283,13 @@ impl Simulation {
                     }
                 }
             }
-            match last {
-                true => settle(sent, &plain).await,
-                false => std::future::pending().await,
+            if !last {
+                std::future::pending::<()>().await;
             }
+            // What is held circles for a while before it goes on.
+            tokio::time::sleep(Duration::from_millis(chance.below(40_000))).await;
+            let _lifted = steered.lift_all(&plain, || world.now_ms()).await;
+            settle(sent, steered, &plain).await;
         };
         tokio::select! {
             biased;
@@ -292,6 +310,7 @@ impl Simulation {
             broken: &self.broken,
             redrives: self.redrives,
             taken_over_ms: &self.taken_over_ms,
+            steered: &self.steered,
         };
         let found = contradictions(&facts, &plain).await;
         self.redriven = redriven(&plain).await?;
@@ -300,11 +319,13 @@ impl Simulation {
 }
 
 /// Waits until every notification that the ledger knows is settled and stays so, or time is up.
-async fn settle(sent: &[Sent], backends: &Backends) {
+async fn settle(sent: &[Sent], steered: &mut Steered, backends: &Backends) {
     let settled = async {
         // The ledger must have read what was appended last.
         tokio::time::sleep(Duration::from_secs(5)).await;
-        while !all_settled(sent, backends).await.unwrap_or(false) {
+        while !(steered.look_for_closed(backends).await.unwrap_or(false)
+            & all_settled(sent, backends).await.unwrap_or(false))
+        {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     };
@@ -399,6 +420,9 @@ fn some_seed_catches_each_mutant() {
         Mutant::ReceiptTwice,
         Mutant::ChangesUnread,
         Mutant::LimitNotTaken,
+        Mutant::SteeringUnread,
+        Mutant::HoldLoses,
+        Mutant::CancelClosedEarly,
     ] {
         let caught = (0..50).find(|seed| !simulate(*seed, mutant).contradictions.is_empty());
         println!("{mutant:?}: caught by seed {caught:?}");

@@ -22,6 +22,7 @@ use herald_core::{
         self, Channel, Envelope, InlineList, InlineRecipient, LedgerBatch, Manifest, Notification, Request, Schema,
         SectionSummary, UserChange, audience::Kind,
     },
+    switches::SwitchState,
     topic::{Lane, Topic, TopicPartition},
 };
 use herald_node::{backends::Backends, roles::Roles};
@@ -72,6 +73,16 @@ pub enum Step {
     },
     /// Whatever is dead is brought back.
     Redrive,
+    /// An operator sets the switch of a tenant, or of its mail alone.
+    Switch {
+        tenant: TenantId,
+        mail: bool,
+        state: SwitchState,
+    },
+    /// One of the last so many notifications is cancelled.
+    Cancel {
+        back: usize,
+    },
 }
 
 /// A notification that was handed over.
@@ -151,6 +162,17 @@ impl Scenario {
             3 => Step::BrokenRequest { tenant },
             4 => Step::BrokenDeliveries { tenant, user },
             5 => Step::Redrive,
+            6..=7 if self.kind != ScenarioKind::Orderly => Step::Switch {
+                tenant,
+                mail: chance.one_in(2),
+                state: match chance.below(5) {
+                    0 | 1 => SwitchState::Hold,
+                    2 => SwitchState::Off,
+                    3 => SwitchState::Slow,
+                    _ => SwitchState::On,
+                },
+            },
+            8..=9 if self.kind != ScenarioKind::Orderly => Step::Cancel { back: 1 + chance.below(4) as usize },
             _ => Step::Notify(self.plan(tenant, number, chance)),
         }
     }
@@ -200,8 +222,8 @@ impl Scenario {
 
     /// Lets the fourth notification go to somebody whose profile kills whoever reads it.
     pub fn send_to_a_killer(&mut self) {
-        // Who is brought back would kill again.
-        self.steps.retain(|step| !matches!(step, Step::Redrive));
+        // Who is brought back would kill again, and nothing must keep it from being tried.
+        self.steps.retain(|step| !matches!(step, Step::Redrive | Step::Switch { .. } | Step::Cancel { .. }));
         let fourth = self.steps.iter_mut().filter_map(|step| match step {
             Step::Notify(planned) => Some(planned),
             _ => None,
@@ -380,7 +402,7 @@ pub async fn break_deliveries(
         last: true,
         ..Default::default()
     };
-    let batch = LedgerBatch { manifests: vec![manifest], receipts: Vec::new() };
+    let batch = LedgerBatch { manifests: vec![manifest], ..LedgerBatch::default() };
     let shard = shard_of(tenant.as_str(), user, layout.shards);
     let home = TopicPartition { topic: Topic::Deliveries(Lane::Transactional), partition: shard };
     let garbage = GARBAGE.to_vec();

@@ -1,0 +1,394 @@
+//! A fan-out that is steered while it runs, as the provider sees it: on paused time, without faults.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use herald_core::{
+    books::Totals,
+    clock::World,
+    ids::{InstanceId, NotificationId, TenantId},
+    people::{Endpoint, User},
+    policy::{CancelRow, TemplateHead, TemplateRow, TenantRow, kind, template_head_key, template_row_key},
+    ports::{
+        StoreError,
+        channel::{Channel, Gate, Message, Outcome, Sink},
+        directory::PersonChange,
+        log::Identity,
+        registry::{Registry, Versioned, Written},
+    },
+    record::{Channel as ChannelKind, audience::Kind},
+    switches::{SwitchRow, SwitchScope, SwitchState},
+    topic::Layout,
+};
+use herald_embedded::{
+    disk::MemoryDisk,
+    kv::memory::MemoryKv,
+    log::{EmbeddedLog, LogOptions},
+    store::Stores,
+};
+use herald_node::{
+    backends::Backends,
+    roles::{Config, Roles},
+};
+
+use crate::{
+    scenario::{DAY_MS, Planned, send},
+    world::{Chance, EPOCH_MS, world_at},
+};
+
+const USERS: usize = 3_000;
+
+/// Takes a message every few milliseconds, one after the other in each batch, and some of them very slowly.
+struct SlowMail {
+    world: World,
+    began: Arc<Mutex<Vec<u64>>>,
+    taken: Arc<Mutex<BTreeMap<InstanceId, u64>>>,
+}
+
+#[async_trait]
+impl Channel for SlowMail {
+    fn kind(&self) -> ChannelKind {
+        ChannelKind::Email
+    }
+
+    fn provider(&self) -> &str {
+        "slow"
+    }
+
+    async fn deliver(&self, batch: Vec<Message>, gate: Arc<dyn Gate>, sink: Arc<dyn Sink>) {
+        for (index, message) in batch.iter().enumerate() {
+            if !gate.open(index) {
+                sink.report(index, Outcome::NotAttempted { code: "gate".into() });
+                continue;
+            }
+            self.began.lock().unwrap().push(self.world.now_ms());
+            let slow = message.instance.0[0] == 7;
+            tokio::time::sleep(Duration::from_millis(if slow { 900 } else { 10 })).await;
+            *self.taken.lock().unwrap().entry(message.instance).or_default() += 1;
+            sink.report(index, Outcome::Accepted { provider_id: None });
+        }
+    }
+}
+
+/// A registry that can be taken away.
+struct Fragile {
+    inner: Arc<dyn Registry>,
+    away: Arc<AtomicBool>,
+}
+
+impl Fragile {
+    fn here(&self) -> Result<(), StoreError> {
+        match self.away.load(SeqCst) {
+            true => Err(StoreError::Unavailable("taken away".into())),
+            false => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Registry for Fragile {
+    async fn get(&self, kind: &str, key: &str) -> Result<Option<Versioned>, StoreError> {
+        self.here()?;
+        self.inner.get(kind, key).await
+    }
+
+    async fn put(&self, kind: &str, key: &str, value: Option<Bytes>, expect: u64) -> Result<Written, StoreError> {
+        self.here()?;
+        self.inner.put(kind, key, value, expect).await
+    }
+
+    async fn list(
+        &self,
+        kind: &str,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Versioned>, StoreError> {
+        self.here()?;
+        self.inner.list(kind, prefix, after, limit).await
+    }
+
+    async fn unpublished(&self, limit: usize) -> Result<Vec<Versioned>, StoreError> {
+        self.here()?;
+        self.inner.unpublished(limit).await
+    }
+
+    async fn published(&self, kind: &str, key: &str, version: u64) -> Result<(), StoreError> {
+        self.here()?;
+        self.inner.published(kind, key, version).await
+    }
+}
+
+struct FanOut {
+    world: World,
+    backends: Backends,
+    roles: Roles,
+    tenant: TenantId,
+    began: Arc<Mutex<Vec<u64>>>,
+    taken: Arc<Mutex<BTreeMap<InstanceId, u64>>>,
+    registry_away: Arc<AtomicBool>,
+    sent: AtomicU64,
+}
+
+impl FanOut {
+    async fn start() -> Self {
+        let chance = Chance::of_seed(1);
+        let world = world_at(EPOCH_MS, &chance);
+        let kv = Arc::new(MemoryKv::new());
+        let layout = Layout { shards: 4, requests: 2, receipts: 2 };
+        let identity = Identity { region: "sim".into(), epoch: 1, layout };
+        let options = LogOptions { low_water_bytes: 0, ..LogOptions::default() };
+        let log =
+            EmbeddedLog::open(Arc::new(MemoryDisk::new()), identity, options, kv.clone(), world.clock.clone()).unwrap();
+        let flushed = log.clone();
+        tokio::spawn(async move { flushed.flush_task().await });
+        let mut backends = Backends::embedded(log, &Stores::open(kv));
+        let registry_away = Arc::new(AtomicBool::new(false));
+        backends.registry = Arc::new(Fragile { inner: backends.registry.clone(), away: registry_away.clone() });
+        let (began, taken) = (Arc::<Mutex<Vec<u64>>>::default(), Arc::<Mutex<BTreeMap<_, _>>>::default());
+        let mail = SlowMail { world: world.clone(), began: began.clone(), taken: taken.clone() };
+        let roles = Roles::start(&Config::default(), &backends, vec![Arc::new(mail)], &world).await.unwrap();
+        let tenant = TenantId::trusted("acme");
+        let fan_out = Self { world, backends, roles, tenant, began, taken, registry_away, sent: AtomicU64::new(0) };
+        fan_out.set_up().await;
+        fan_out
+    }
+
+    async fn set_up(&self) {
+        let (tenant, now_ms) = (&self.tenant, self.world.now_ms());
+        let id = tenant.as_str().to_owned();
+        let row =
+            TenantRow { tenant_id: id.clone(), name: id.clone(), created_ms: now_ms, updated_ms: now_ms, quota: None };
+        let source = r#"{"channels": {"email": {"subject": "s", "text": "t"}, "in_app": {"body": "b"}}}"#;
+        let template = TemplateRow {
+            tenant_id: id,
+            template_id: "comment".into(),
+            version: 1,
+            source: serde_json::from_str(source).unwrap(),
+            created_ms: now_ms,
+        };
+        let head = TemplateHead { live: Some(1), latest: 1, ..Default::default() };
+        for (kind, key, value) in [
+            (kind::TENANT, tenant.to_string(), serde_json::to_vec(&row).unwrap()),
+            (kind::TEMPLATE, template_row_key(tenant, "comment", 1), serde_json::to_vec(&template).unwrap()),
+            (kind::TEMPLATE_HEAD, template_head_key(tenant, "comment"), serde_json::to_vec(&head).unwrap()),
+        ] {
+            self.roles.publisher.put(kind, &key, Some(value.into()), 0).await.unwrap();
+        }
+        for chunk in (0..USERS).collect::<Vec<_>>().chunks(500) {
+            let person = |n: &usize| {
+                let address = format!("u{n}@example.org");
+                let endpoints = vec![Endpoint { channel: "email".into(), address, ..Default::default() }];
+                let user = User { user_id: format!("u{n}"), endpoints, ..Default::default() };
+                PersonChange::Profile { user, expect: None }
+            };
+            self.backends.directory.change(tenant, chunk.iter().map(person).collect(), now_ms).await.unwrap();
+        }
+    }
+
+    async fn to_everyone(&self) -> NotificationId {
+        let id = self.world.notification_id();
+        let planned = Planned {
+            tenant: self.tenant.clone(),
+            number: self.sent.fetch_add(1, SeqCst) as usize,
+            kind: Kind::Everyone(true),
+            actor: String::new(),
+            dedupe_key: String::new(),
+            idempotency_key: String::new(),
+            transactional: false,
+            send_in_ms: 0,
+            ttl_ms: DAY_MS,
+            recipients: Default::default(),
+        };
+        send(&planned, id, false, &self.backends, self.world.now_ms()).await.unwrap();
+        id
+    }
+
+    /// Sets the switch of everything; returns when that was answered.
+    async fn switch(&self, state: SwitchState) -> u64 {
+        let scope = SwitchScope::default();
+        let id = scope.switch_id();
+        let row = SwitchRow { scope, state, reason: String::new(), expires_ms: None, set_ms: 0, set_by: String::new() };
+        let value = serde_json::to_vec(&row).unwrap().into();
+        self.roles.publisher.put_log_first(kind::SWITCH, vec![(id, Some(value))]).await.unwrap();
+        self.world.now_ms()
+    }
+
+    async fn cancel(&self, id: NotificationId) -> u64 {
+        let (tenant_id, now_ms) = (self.tenant.to_string(), self.world.now_ms());
+        let row = CancelRow { tenant_id, cancelled_ms: now_ms, until_ms: now_ms + DAY_MS };
+        let value = serde_json::to_vec(&row).unwrap().into();
+        self.roles.publisher.put_log_first(kind::CANCEL, vec![(id.to_string(), Some(value))]).await.unwrap();
+        self.world.now_ms()
+    }
+
+    async fn totals(&self, id: NotificationId) -> Option<Totals> {
+        self.backends.ledger.totals(&[id]).await.unwrap().into_iter().flatten().next()
+    }
+
+    async fn until(&self, what: &str, id: NotificationId, condition: impl Fn(&Totals) -> bool) -> Totals {
+        for _ in 0..36_000 {
+            if let Some(totals) = self.totals(id).await.filter(&condition) {
+                return totals;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("in vain: {what}, {:?}", self.totals(id).await);
+    }
+
+    fn taken(&self) -> u64 {
+        self.taken.lock().unwrap().values().sum()
+    }
+
+    /// Nothing was begun between a second after a switch and the next one.
+    fn nothing_began_within(&self, from_ms: u64, until_ms: u64) {
+        let late: Vec<u64> =
+            self.began.lock().unwrap().iter().copied().filter(|at| (from_ms + 1_001..until_ms).contains(at)).collect();
+        assert!(late.is_empty(), "{} sends began more than a second after {from_ms}: {late:?}", late.len());
+    }
+
+    async fn stop(self) {
+        assert!(!self.roles.failed.is_cancelled(), "a role has failed");
+        self.roles.stop(Duration::from_secs(10)).await.unwrap();
+    }
+}
+
+fn email(totals: &Totals) -> &herald_core::books::ChannelTotals {
+    &totals.channels[&(ChannelKind::Email as i32)]
+}
+
+#[tokio::test(start_paused = true)]
+async fn off_ends_a_running_fan_out_within_a_second() {
+    let fan_out = FanOut::start().await;
+    let id = fan_out.to_everyone().await;
+    fan_out.until("it runs", id, |totals| totals.channels.len() == 2 && email(totals).delivered > 50).await;
+    let off_ms = fan_out.switch(SwitchState::Off).await;
+    let totals = fan_out.until("it is over", id, Totals::settled).await;
+    fan_out.nothing_began_within(off_ms, u64::MAX);
+    let mail = email(&totals);
+    assert_eq!(mail.delivered, fan_out.taken());
+    assert_eq!(mail.created.count, mail.delivered + mail.suppressed["killed"]);
+    assert!(mail.delivered < 1_000, "{totals:?}");
+    fan_out.stop().await;
+}
+
+/// The books balance where a chain of pages ends early.
+#[tokio::test(start_paused = true)]
+async fn a_chain_is_parked_while_it_is_held_and_ends_when_it_is_off() {
+    let fan_out = FanOut::start().await;
+    fan_out.switch(SwitchState::Hold).await;
+    let id = fan_out.to_everyone().await;
+    fan_out.until("its first page", id, |totals| !totals.channels.is_empty()).await;
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    let held = fan_out.totals(id).await.unwrap();
+    assert!(!held.complete && held.recipients < USERS as u64, "one page and no more: {held:?}");
+    fan_out.switch(SwitchState::Off).await;
+    let totals = fan_out.until("it is over", id, Totals::settled).await;
+    assert_eq!(totals.recipients, held.recipients);
+    assert_eq!((email(&totals).suppressed["killed"], fan_out.taken()), (email(&held).created.count, 0));
+    fan_out.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_held_is_delivered_once_when_it_is_let_go() {
+    let fan_out = FanOut::start().await;
+    let id = fan_out.to_everyone().await;
+    fan_out.until("it runs", id, |totals| totals.channels.len() == 2 && email(totals).delivered > 50).await;
+    let held_ms = fan_out.switch(SwitchState::Hold).await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert!(email(&fan_out.totals(id).await.unwrap()).in_flight() > 0);
+    let on_ms = fan_out.switch(SwitchState::On).await;
+    let totals = fan_out.until("everything is out", id, Totals::settled).await;
+    fan_out.nothing_began_within(held_ms, on_ms);
+    assert_eq!((totals.recipients, email(&totals).delivered), (USERS as u64, USERS as u64));
+    let taken = fan_out.taken.lock().unwrap().clone();
+    assert!(taken.len() == USERS && taken.values().all(|times| *times == 1), "each exactly once");
+    fan_out.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancels_counts_add_up_with_what_the_provider_received() {
+    let fan_out = FanOut::start().await;
+    let (id, other) = (fan_out.to_everyone().await, fan_out.to_everyone().await);
+    fan_out.until("it runs", id, |totals| totals.channels.len() == 2 && email(totals).delivered > 50).await;
+    let cancelled_ms = fan_out.cancel(id).await;
+    let totals = fan_out.until("it is cancelled", id, Totals::is_cancelled).await;
+    let until_closed_ms = fan_out.world.now_ms() - cancelled_ms;
+    assert!(until_closed_ms < 3_000, "the slowest answer takes 900 ms, and this took {until_closed_ms}");
+    let mail = email(&totals);
+    assert_eq!((mail.in_flight(), mail.created.count), (0, mail.delivered + mail.suppressed["cancelled"]));
+    let received = || {
+        let taken = fan_out.taken.lock().unwrap();
+        let of = |n: usize| InstanceId::of(&id, &format!("u{n}"), ChannelKind::Email);
+        (0..USERS).filter_map(|n| taken.get(&of(n))).sum::<u64>()
+    };
+    assert_eq!(mail.delivered, received(), "what was told is what the provider has");
+    let rest = fan_out.until("the other one is over", other, Totals::settled).await;
+    assert_eq!(email(&rest).delivered, USERS as u64, "nobody else is cancelled");
+    let after = fan_out.until("all of it came up", id, Totals::is_confirmed).await;
+    assert_eq!((email(&after).delivered, &email(&after).suppressed), (mail.delivered, &mail.suppressed), "it is final");
+    assert_eq!(email(&after).delivered, received());
+    fan_out.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_or_scheduled_is_cancelled_at_once() {
+    let fan_out = FanOut::start().await;
+    fan_out.switch(SwitchState::Hold).await;
+    let id = fan_out.to_everyone().await;
+    fan_out.until("it is held", id, |totals| !totals.channels.is_empty()).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    fan_out.cancel(id).await;
+    let began_ms = fan_out.world.now_ms();
+    let totals = fan_out.until("it is cancelled", id, Totals::is_cancelled).await;
+    assert!(fan_out.world.now_ms() - began_ms < 1_000, "nothing of it was out");
+    let mail = email(&totals);
+    assert_eq!((mail.delivered, mail.suppressed["cancelled"]), (0, mail.created.count));
+    fan_out.switch(SwitchState::On).await;
+    fan_out.until("what circled came up", id, Totals::is_confirmed).await;
+    assert_eq!(fan_out.taken(), 0);
+    fan_out.stop().await;
+}
+
+/// With the registry away the roles go on, and switches work.
+#[tokio::test(start_paused = true)]
+async fn roles_run_on_without_the_registry() {
+    let fan_out = FanOut::start().await;
+    fan_out.registry_away.store(true, SeqCst);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let id = fan_out.to_everyone().await;
+    fan_out.until("it runs", id, |totals| totals.channels.len() == 2 && email(totals).delivered > 50).await;
+    let held_ms = fan_out.switch(SwitchState::Hold).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let on_ms = fan_out.switch(SwitchState::On).await;
+    let totals = fan_out.until("everything is out", id, Totals::settled).await;
+    fan_out.nothing_began_within(held_ms, on_ms);
+    assert_eq!(email(&totals).delivered, USERS as u64);
+    fan_out.stop().await;
+}
+
+/// Every role takes up a switch and says so, also while nothing happens.
+#[tokio::test(start_paused = true)]
+async fn every_role_reports_the_version_it_runs() {
+    let fan_out = FanOut::start().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    fan_out.switch(SwitchState::Slow).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let version = fan_out.roles.policy.borrow().version;
+    let processes = fan_out.backends.fleet.running(0).await.unwrap();
+    let [process] = processes.as_slice() else { panic!("{processes:?}") };
+    assert!(process.behind(version).next().is_none(), "{process:?} at {version}");
+    let roles: Vec<&str> = process.versions.keys().map(String::as_str).collect();
+    assert_eq!(roles, ["orchestrator", "snapshot", "worker"]);
+    let backends = fan_out.backends.clone();
+    fan_out.stop().await;
+    assert_eq!(backends.fleet.running(0).await.unwrap(), [], "who stops takes its leave");
+}

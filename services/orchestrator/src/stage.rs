@@ -17,7 +17,7 @@ use herald_core::{
         StoreError,
         admissions::PlaceNote,
         directory::AudienceKey,
-        log::{Commit, Committed, LogError, Mark, Member, Polled, Position, Record, Subscription},
+        log::{Commit, Committed, LogError, Mark, Member, Position, Record, Subscription},
     },
     record::{self, Audience, DeadLetter, Envelope, Notification, Place, Request, Schema, audience::Kind},
     topic::{Group, Lane, Topic, TopicPartition},
@@ -38,6 +38,9 @@ const QUANTUM: u64 = 2_048;
 
 /// How long a request waits when a store is away.
 const STORE_DELAY_MS: u64 = 1_000;
+
+/// How long an idle stage sleeps at most: often enough to take up new policies soon.
+const IDLE_WAIT: Duration = Duration::from_millis(250);
 
 /// How long a stage with work sleeps that does not know yet which cancels there are.
 const UNINFORMED_WAIT: Duration = Duration::from_millis(10);
@@ -134,7 +137,7 @@ impl Stage {
         loop {
             let pending: usize = self.lanes.iter().map(DeficitRoundRobin::len).sum();
             let wait = match (pending, self.steering.is_informed()) {
-                (0, _) => Duration::from_millis(500),
+                (0, _) => IDLE_WAIT,
                 (_, false) => UNINFORMED_WAIT,
                 (_, true) => Duration::ZERO,
             };
@@ -143,7 +146,6 @@ impl Stage {
             let polled = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
-                () = self.steering.news() => Ok(Polled::default()),
                 polled = self.subscription.poll(room.min(self.config.poll_records), wait) => polled,
             };
             match polled {

@@ -53,14 +53,6 @@ impl Steering {
         Self { policies, control, policy, informed_by, acknowledged: BTreeMap::new(), settled_at: None }
     }
 
-    /// Returns when there are new policies.
-    pub(crate) async fn news(&mut self) {
-        if self.policies.changed().await.is_err() {
-            // The process stops.
-            std::future::pending::<()>().await;
-        }
-    }
-
     /// Takes up the newest policies; returns their version.
     pub(crate) fn take_up(&mut self) -> u64 {
         self.policy = self.policies.borrow_and_update().clone();

@@ -10,7 +10,6 @@ use herald_core::{
     done_map::MAX_ENCODED_CHARS,
     ids::TenantId,
     outputs::Outputs,
-    policy::Policy,
     ports::log::{Commit, Committed, LogError, Mark, Member, Polled, Position, Record, Subscription},
     record::UserChange,
     tokens::UnsubscribeLinks,
@@ -61,7 +60,6 @@ pub(crate) struct Worker {
     member: Member,
     pub(crate) subscription: Box<dyn Subscription>,
     pub(crate) steering: Arc<Steering>,
-    news: watch::Receiver<Arc<Policy>>,
     /// The version of the policies that was reported last.
     pub(crate) runs_version: Option<u64>,
     pub(crate) shards: BTreeMap<u32, Shard>,
@@ -110,7 +108,6 @@ impl Worker {
         Ok(Self {
             member,
             steering: Arc::new(Steering::new(&deps)),
-            news: deps.policy.clone(),
             runs_version: None,
             people: People::new(config.cached_people, config.cached_people_max_age_ms),
             notifications: Notifications::new(),
@@ -163,7 +160,6 @@ impl Worker {
                 Err(error) => wait_out(error).await?,
             },
             () = events.some() => {}
-            () = news(&mut self.news) => {}
             () = tokio::time::sleep_until(commit_at.unwrap_or_else(Instant::now)), if commit_at.is_some() => {}
         }
         self.take_events();
@@ -504,14 +500,6 @@ fn part(record: &Record, mark: Mark, first_unit: u64, first: u32, head: &Arc<Hea
         unit: first_unit + u64::from(first + users.first().copied().unwrap_or(0)),
         mark,
         chunk: Chunk { head: head.clone(), first, users },
-    }
-}
-
-/// Returns when there are new policies.
-async fn news(policies: &mut watch::Receiver<Arc<Policy>>) {
-    if policies.changed().await.is_err() {
-        // The process stops.
-        std::future::pending::<()>().await;
     }
 }
 

@@ -381,7 +381,7 @@ async fn every_role_reports_the_version_it_runs() {
     let fan_out = FanOut::start().await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     fan_out.switch(SwitchState::Slow).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
     let version = fan_out.roles.policy.borrow().version;
     let processes = fan_out.backends.fleet.running(0).await.unwrap();
     let [process] = processes.as_slice() else { panic!("{processes:?}") };

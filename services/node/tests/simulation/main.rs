@@ -381,7 +381,7 @@ fn a_section_that_kills_its_worker_ends_as_dead() {
     for seed in [0, 2, 3, 5] {
         let mut simulation = Simulation::new(seed, Mutant::None);
         simulation.scenario.send_to_a_killer();
-        for _ in 0..24 {
+        for _ in 0..48 {
             simulation.live(false);
             simulation.power_cut();
         }

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use axum::Router;
 use herald_api::{
-    audit::{Audited, Auditing},
+    audit::Auditing,
     finish::{Finish, Finishing},
     routes::Routes,
 };
@@ -74,17 +74,17 @@ pub async fn run(
 
 /// What answers requests: both faces and the extra routes, with the audit log, request ids and problem documents around
 /// them.
-pub type App = Finishing<Audited<Router>>;
+pub type App = Finishing<Router>;
 
 /// Makes the [`App`].
 pub fn app(gateway: &Gateway, extra: impl Into<Routes>) -> App {
     let routes = http::about(routes(gateway).merge(extra))
         .fallback(http::not_found)
         .method_not_allowed_fallback(http::method_not_allowed)
-        .layer(axum::middleware::from_fn_with_state(gateway.deps.stats.clone(), stats::measure));
+        .layer(axum::middleware::from_fn_with_state(gateway.deps.stats.clone(), stats::measure))
+        .layer(Auditing::new(gateway.deps.audit.clone(), gateway.deps.world.clone()));
     // Around the router as a whole, so that its fallbacks are finished too.
-    let audited = Auditing::new(gateway.deps.audit.clone(), gateway.deps.world.clone()).layer(routes);
-    Finish::new(gateway.deps.world.entropy.clone()).layer(audited)
+    Finish::new(gateway.deps.world.entropy.clone()).layer(routes)
 }
 
 /// What the gateway serves, on both faces.

@@ -13,6 +13,7 @@ mod metrics;
 mod power_cut;
 mod redrive;
 mod refusals;
+mod steering_commands;
 mod support;
 mod tenants;
 mod upgrade;

@@ -30,8 +30,8 @@ const MAX_REQUESTS: usize = 1_000;
 /// Requests under one dedupe key that a call looks at.
 const MAX_SCANNED: usize = 100_000;
 const SCAN: usize = 500;
-/// A cancel is remembered for a day longer than something can be sent.
-const GRACE_MS: u64 = 86_400_000;
+/// A cancel is remembered for longer than something can be sent: a dead letter can be brought back for 30 days.
+const GRACE_MS: u64 = 31 * 86_400_000;
 /// How long the answer waits until this process knows of the cancel, so that a status after it says so.
 const KNOWN_WITHIN: Duration = Duration::from_secs(1);
 

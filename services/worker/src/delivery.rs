@@ -106,7 +106,8 @@ impl Freshness {
 
     fn may_start(&self, decided_at: u64, tenant: &TenantId, user: &Arc<str>) -> bool {
         let now_ms = self.clock.now_ms();
-        let recent = |stamp: &AtomicU64, age_ms| now_ms.saturating_sub(stamp.load(Acquire)) <= age_ms;
+        // A clock that was set back makes a stamp of the future, which proves nothing either.
+        let recent = |stamp: &AtomicU64, age_ms| now_ms.abs_diff(stamp.load(Acquire)) <= age_ms;
         if self.closed.load(Relaxed)
             || !recent(&self.changes_read_ms, MAX_CHANGES_AGE_MS)
             || !recent(&self.committed_ms, MAX_COMMIT_AGE_MS)
@@ -360,6 +361,31 @@ mod tests {
     use herald_core::{ids::NotificationId, record::Section, topic::Lane};
 
     use super::*;
+
+    struct SetClock(AtomicU64);
+
+    impl Clock for SetClock {
+        fn now_ms(&self) -> u64 {
+            self.0.load(Relaxed)
+        }
+    }
+
+    #[test]
+    fn nothing_starts_on_stamps_that_are_old_or_of_the_future() {
+        let clock = Arc::new(SetClock(AtomicU64::new(10_000_000)));
+        let freshness = Freshness::new(clock.clone());
+        let (tenant, user) = (TenantId::trusted("t"), Arc::from("u"));
+        let may_start = || freshness.may_start(freshness.generation(), &tenant, &user);
+        freshness.changes_read(10_000_000);
+        assert!(may_start());
+        for set_to in [10_001_001, 10_000_000 - 3_600_000] {
+            clock.0.store(set_to, Relaxed);
+            assert!(!may_start(), "at {set_to}");
+            freshness.changes_read(set_to);
+            freshness.committed(set_to);
+            assert!(may_start(), "read again at {set_to}");
+        }
+    }
 
     #[test]
     fn a_shard_that_is_let_go_takes_its_unanswered_messages_out_of_a_batch() {

@@ -173,7 +173,7 @@ impl Worker {
         let due = self
             .dirty_since
             .is_some_and(|since| since.elapsed() >= Duration::from_millis(self.config.commit_interval_ms));
-        if due || now_ms.saturating_sub(self.committed_ms) >= PROOF_INTERVAL_MS {
+        if due || now_ms.abs_diff(self.committed_ms) >= PROOF_INTERVAL_MS {
             self.commit().await?;
         }
         Ok(())
@@ -367,7 +367,7 @@ impl Worker {
     /// if they are not known, when nothing may be decided.
     async fn read_changes(&mut self) -> anyhow::Result<bool> {
         let now_ms = self.deps.world.now_ms();
-        if !self.ask_changes && now_ms.saturating_sub(self.changes_asked_ms) < CHANGES_INTERVAL_MS {
+        if !self.ask_changes && now_ms.abs_diff(self.changes_asked_ms) < CHANGES_INTERVAL_MS {
             return Ok(true);
         }
         loop {

@@ -84,7 +84,7 @@ impl Steering {
     /// Whether a message that was decided on with policies of this [`Policy::steered`] may be sent now.
     pub(crate) fn may_start(&self, head: &Head, decided_with: u64) -> bool {
         let now_ms = self.clock.now_ms();
-        if now_ms.saturating_sub(self.control.asked_ms()) > MAX_CONTROL_AGE_MS {
+        if now_ms.abs_diff(self.control.asked_ms()) > MAX_CONTROL_AGE_MS {
             return false;
         }
         let policy = self.policies.borrow();

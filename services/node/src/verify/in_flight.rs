@@ -154,10 +154,10 @@ impl InFlight {
         let mut on_the_way = self.instances.remove(&id).unwrap_or_default();
         let mut faults = Vec::new();
         for (channel, books) in &totals.channels {
-            let open = Tally {
-                count: books.created.count.wrapping_sub(books.ended.count),
-                hash_sum: books.created.hash_sum.wrapping_sub(books.ended.hash_sum),
-            };
+            // What a cancel has closed may still come up, to confirm it.
+            let mut open = books.unconfirmed;
+            open.count = open.count.wrapping_add(books.created.count.wrapping_sub(books.ended.count));
+            open.hash_sum = open.hash_sum.wrapping_add(books.created.hash_sum.wrapping_sub(books.ended.hash_sum));
             let found = on_the_way.remove(channel).unwrap_or_default();
             if open != found {
                 let (created, ended, found) = (books.created.count, books.ended.count, found.count);

@@ -80,7 +80,7 @@ async fn a_request_is_cancelled_by_its_id_and_by_nobody_else() {
 
     let answer = world.post("/v1/cancel", body.clone()).await;
     assert_eq!((answer.status.as_u16(), states(&answer.body)), (200, vec![(id, "cancelling".into())]));
-    let row = CancelRow { tenant_id: "acme".into(), cancelled_ms: NOW_MS, until_ms: NOW_MS + 1_000 + DAY_MS };
+    let row = CancelRow { tenant_id: "acme".into(), cancelled_ms: NOW_MS, until_ms: NOW_MS + 1_000 + 31 * DAY_MS };
     assert_eq!(cancels(&world).await, [(id, row)]);
     let status = world.get(&format!("/v1/status/{id}")).await;
     assert_eq!(status.body["state"], "cancelling");

@@ -41,7 +41,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { poll_records: 1_000, window_records: 4_000, commit_instances: 16_384, fair: true }
+        Self { poll_records: 1_000, window_records: 4_000, commit_instances: 4_096, fair: true }
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod expand;
 mod pacing;
+mod requests;
 mod stage;
 mod steering;
 

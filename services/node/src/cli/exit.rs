@@ -163,11 +163,12 @@ fn problem_text(status: u16, problem: &Value) -> String {
         detail => format!("{detail} ({status} {})", text("code")),
     };
     let errors = problem["errors"].as_array().map_or(&[][..], Vec::as_slice);
-    // A single field is in the detail already.
-    if errors.len() > 1 {
-        for error in errors {
-            let (field, detail) = (error["field"].as_str(), error["detail"].as_str());
-            said.push_str(&format!("\n  {}: {}", field.unwrap_or_default(), detail.unwrap_or_default()));
+    for error in errors {
+        let (field, detail) =
+            (error["field"].as_str().unwrap_or_default(), error["detail"].as_str().unwrap_or_default());
+        // A single field is often in the detail already.
+        if !text("detail").contains(detail) {
+            said.push_str(&format!("\n  {field}: {detail}"));
         }
     }
     let hint = match (status, text("code")) {
@@ -205,6 +206,11 @@ mod tests {
         let errors = json!([{"field": "ttl", "detail": "Too long."}, {"field": "data", "detail": "Too large."}]);
         let said = problem_text(400, &json!({"code": "invalid_argument", "detail": "2 fields.", "errors": errors}));
         assert_eq!(said, "2 fields. (400 invalid_argument)\n  ttl: Too long.\n  data: Too large.");
+        let errors = json!([{"field": "channels.in_app.body", "detail": "line 2, column 2: never closed."}]);
+        let refused = json!({"code": "template_invalid", "detail": "It does not compile.", "errors": errors});
+        assert!(problem_text(422, &refused).ends_with("\n  channels.in_app.body: line 2, column 2: never closed."));
+        let told = json!({"code": "invalid_argument", "detail": "ttl: Too long.", "errors": [{"field": "ttl", "detail": "Too long."}]});
+        assert_eq!(problem_text(400, &told), "ttl: Too long. (400 invalid_argument)");
         assert!(problem_text(401, &json!({"detail": "No key.", "code": "unauthenticated"})).contains("HERALD_KEY"));
         assert_eq!(problem_text(502, &Value::Null), "the server answered 502");
     }

@@ -1,6 +1,7 @@
 //! The audit log, as operators read it.
 
 use herald_api::{
+    audit::AuditNote,
     page::{List, foreign_token, page_size},
     time::{millis, timestamp},
 };
@@ -30,6 +31,31 @@ pub async fn list(deps: &Deps, asked: v1::ListAuditRequest) -> Result<v1::ListAu
     let Page { items, next } = page.map_err(|_| foreign_token())?;
     let entries = items.into_iter().map(entry).collect();
     Ok(v1::ListAuditResponse { entries, next_page_token: list.token(next.as_deref()) })
+}
+
+/// What the audit log says of a limit that was set.
+pub(crate) fn limit_note(limit: &v1::Limit) -> AuditNote {
+    let scope = limit.scope.clone().unwrap_or_default();
+    let fields = [
+        ("tenant", &scope.tenant),
+        ("template", &scope.template),
+        ("channel", &scope.channel),
+        ("provider", &scope.provider),
+    ];
+    let mut words: Vec<String> =
+        fields.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?))).collect();
+    words.push(format!("per_second={} burst={}", limit.per_second, limit.burst));
+    AuditNote { tenant: scope.tenant, detail: words.join(" ") }
+}
+
+/// What the audit log says of a tenant that was put.
+pub(crate) fn tenant_note(tenant_id: &str, name: &str) -> AuditNote {
+    AuditNote { tenant: Some(tenant_id.to_owned()), detail: format!("name={name}") }
+}
+
+/// What the audit log says of a key that was made.
+pub(crate) fn key_note(key_id: &str, tenant_id: Option<String>, scopes: &[String]) -> AuditNote {
+    AuditNote { tenant: tenant_id, detail: format!("key_id={key_id} scopes={}", scopes.join(",")) }
 }
 
 fn entry(row: AuditRow) -> v1::AuditEntry {

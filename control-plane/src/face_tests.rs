@@ -108,6 +108,24 @@ const TEMPLATE_CALLS: [(&str, &str); 6] = [
 ];
 
 #[tokio::test(start_paused = true)]
+async fn the_audit_log_says_what_was_changed_and_for_whom() {
+    let face = face().await;
+    for (method, path, body) in [
+        ("PUT", "/v1/admin/tenants/acme", json!({"name": "Acme"})),
+        ("PUT", "/v1/admin/limits", json!({"scope": {"tenant": "acme", "channel": "email"}, "per_second": 0})),
+        ("POST", "/v1/admin/keys", json!({"tenant_id": "acme", "name": "n", "scopes": ["notify", "status"]})),
+    ] {
+        assert_eq!(face.as_key(DEV_ADMIN_KEY, method, path, body).await.0, 200, "{path}");
+    }
+    let (_, answer) = face.as_key(DEV_ADMIN_KEY, "GET", "/v1/admin/audit?tenant=acme", Value::Null).await;
+    let details: Vec<&str> =
+        answer["entries"].as_array().unwrap().iter().map(|entry| entry["detail"].as_str().unwrap()).collect();
+    let told = |what: &str| details.iter().any(|detail| detail.contains(what));
+    assert_eq!(details.len(), 3, "{details:?}");
+    assert!(told("name=Acme") && told("channel=email per_second=0") && told("scopes=notify,status"), "{details:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_a_key_that_may_gets_in() {
     let face = face().await;
     let (_, created) = face

@@ -182,13 +182,16 @@ fn preview_body(request: v1::PreviewTemplateRequest) -> (String, PreviewBody) {
 #[tonic::async_trait]
 impl Admin for AdminService {
     async fn put_tenant(&self, request: Request<v1::Tenant>) -> Result<Response<v1::Tenant>, Status> {
-        answer(&self.0, request, async |call: Call<v1::Tenant>| {
+        let mut answered = answer(&self.0, request, async |call: Call<v1::Tenant>| {
             call.caller.require_operator()?;
             let v1::Tenant { tenant_id, name, quota, .. } = call.message;
             let quota = quota.map(|quota| NewQuota { per_second: Some(quota.per_second), burst: quota.burst });
             Ok(messages::tenant(tenants::put(&self.0.publisher, &tenant_id, &name, quota).await?))
         })
-        .await
+        .await?;
+        let note = audit::tenant_note(&answered.get_ref().tenant_id, &answered.get_ref().name);
+        answered.extensions_mut().insert(note);
+        Ok(answered)
     }
 
     async fn get_tenant(&self, request: Request<v1::GetTenantRequest>) -> Result<Response<v1::Tenant>, Status> {
@@ -219,14 +222,18 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::CreateKeyRequest>,
     ) -> Result<Response<v1::CreateKeyResponse>, Status> {
-        answer(&self.0, request, async |call: Call<v1::CreateKeyRequest>| {
+        let (tenant_id, scopes) = (request.get_ref().tenant_id.clone(), request.get_ref().scopes.clone());
+        let mut answered = answer(&self.0, request, async |call: Call<v1::CreateKeyRequest>| {
             call.caller.require_operator()?;
             let v1::CreateKeyRequest { tenant_id, name, scopes, expires_at } = call.message;
             let expires_ms = expires_at.map(|at| millis(&at).ok_or_else(bad_expiry)).transpose()?;
             let created = keys::create(&self.0.publisher, NewKey { tenant_id, name, scopes, expires_ms }).await?;
             Ok(v1::CreateKeyResponse { key_id: created.key_id, key: created.key })
         })
-        .await
+        .await?;
+        let note = audit::key_note(&answered.get_ref().key_id, tenant_id, &scopes);
+        answered.extensions_mut().insert(note);
+        Ok(answered)
     }
 
     async fn list_keys(&self, request: Request<v1::ListKeysRequest>) -> Result<Response<v1::ListKeysResponse>, Status> {
@@ -345,13 +352,16 @@ impl Admin for AdminService {
     }
 
     async fn put_limit(&self, request: Request<v1::PutLimitRequest>) -> Result<Response<v1::Limit>, Status> {
-        answer(&self.0, request, async |call: Call<v1::PutLimitRequest>| {
+        let mut answered = answer(&self.0, request, async |call: Call<v1::PutLimitRequest>| {
             call.caller.require_operator()?;
             let v1::PutLimitRequest { scope, per_second, burst } = call.message;
             let scope = messages::limit_scope(scope.ok_or_else(no_scope)?);
             Ok(messages::limit(limits::put(&self.0.publisher, scope, NewQuota { per_second, burst }).await?))
         })
-        .await
+        .await?;
+        let note = audit::limit_note(answered.get_ref());
+        answered.extensions_mut().insert(note);
+        Ok(answered)
     }
 
     async fn list_limits(

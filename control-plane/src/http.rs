@@ -27,6 +27,7 @@ use crate::{
     audit,
     keys::{self, NewKey},
     limits::{self, NewQuota},
+    messages,
     service::{Deps, Page, preview},
     switches, templates, tenants,
     views::*,
@@ -206,17 +207,21 @@ async fn act_on_template(
     Ok(Json(ActionView::Live(StoredView { template_id: id.to_owned(), version, published: true })))
 }
 
+/// An answer with what the audit log says of the call.
+type Noted<T> = Result<(Extension<AuditNote>, Json<T>), Rejection>;
+
 async fn put_tenant(
     State(deps): State<Deps>,
     Authenticated { caller, .. }: Authenticated,
     Path(tenant_id): Path<String>,
     body: Body,
-) -> Answer<TenantView> {
+) -> Noted<TenantView> {
     caller.require_operator()?;
     let body: TenantBody = body.read()?;
     same_id("tenant_id", &tenant_id, body.tenant_id.as_deref())?;
     let quota = body.quota.map(NewQuota::from);
-    Ok(Json(tenants::put(&deps.publisher, &tenant_id, &body.name, quota).await?.into()))
+    let stored = tenants::put(&deps.publisher, &tenant_id, &body.name, quota).await?;
+    Ok((Extension(audit::tenant_note(&tenant_id, &body.name)), Json(stored.into())))
 }
 
 async fn get_tenant(
@@ -244,12 +249,14 @@ async fn create_key(
     State(deps): State<Deps>,
     Authenticated { caller, .. }: Authenticated,
     body: Body,
-) -> Answer<CreatedKeyView> {
+) -> Noted<CreatedKeyView> {
     caller.require_operator()?;
     let KeyBody { tenant_id, name, scopes, expires_at } = body.read()?;
     let expires_ms = expires_at.map(|at| millis(&at).ok_or_else(bad_expiry)).transpose()?;
-    let created = keys::create(&deps.publisher, NewKey { tenant_id, name, scopes, expires_ms }).await?;
-    Ok(Json(CreatedKeyView { key_id: created.key_id, key: created.key }))
+    let new = NewKey { tenant_id: tenant_id.clone(), name, scopes: scopes.clone(), expires_ms };
+    let created = keys::create(&deps.publisher, new).await?;
+    let note = audit::key_note(&created.key_id, tenant_id, &scopes);
+    Ok((Extension(note), Json(CreatedKeyView { key_id: created.key_id, key: created.key })))
 }
 
 /// 400 for a time that no key can expire at.
@@ -284,11 +291,12 @@ async fn put_limit(
     State(deps): State<Deps>,
     Authenticated { caller, .. }: Authenticated,
     body: Body,
-) -> Answer<LimitView> {
+) -> Noted<LimitView> {
     caller.require_operator()?;
     let LimitBody { scope, per_second, burst } = body.read()?;
     let scope = scope.ok_or_else(no_scope)?;
-    Ok(Json(limits::put(&deps.publisher, scope.into(), NewQuota { per_second, burst }).await?.into()))
+    let stored = limits::put(&deps.publisher, scope.into(), NewQuota { per_second, burst }).await?;
+    Ok((Extension(audit::limit_note(&messages::limit(stored.clone()))), Json(stored.into())))
 }
 
 /// 400 for a limit that does not say what it is about.
@@ -322,7 +330,7 @@ async fn put_switch(
     State(deps): State<Deps>,
     Authenticated { caller, .. }: Authenticated,
     body: Body,
-) -> Result<(Extension<AuditNote>, Json<v1::PutSwitchResponse>), Rejection> {
+) -> Noted<v1::PutSwitchResponse> {
     let operator = caller.require_operator()?;
     let set = switches::put(&deps, operator, body.read()?).await?;
     Ok((Extension(switches::note_of(&set)), Json(set)))

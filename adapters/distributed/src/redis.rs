@@ -1,0 +1,1 @@
+//! Claims, budgets, sessions and the fleet, on Redis.

@@ -210,7 +210,7 @@ pub(crate) struct Process {
 impl Process {
     pub(crate) fn start(log: &Arc<FakeLog>, registry: &Arc<FakeRegistry>) -> Self {
         let (sender, policy) = watch::channel(Arc::new(Policy::default()));
-        let world = World { clock: Arc::new(Counted::default()), entropy: Arc::new(Counted::default()) };
+        let world = World::new(Arc::new(Counted::default()), Arc::new(Counted::default()));
         let publisher = Arc::new(Publisher::new(log.clone(), registry.clone(), policy, world));
         let reads = Arc::new(ControlReads::default());
         let feed =

@@ -26,6 +26,7 @@ pub mod quiet_hours;
 pub mod switches;
 pub mod tokens;
 pub mod topic;
+pub mod trace;
 pub mod waiting;
 pub mod window;
 

@@ -81,7 +81,7 @@ mod tests {
     }
 
     fn at(now_ms: u64) -> World {
-        World { clock: Arc::new(At(now_ms)), entropy: Arc::new(At(0)) }
+        World::new(Arc::new(At(now_ms)), Arc::new(At(0)))
     }
 
     fn short(per_second: f64, burst: u64) -> Short {

@@ -189,7 +189,7 @@ fn serve(
             policy,
             channels: ChannelSet::of([Channel::InApp]),
             providers: Default::default(),
-            world: World { clock, entropy: Arc::new(Counter(AtomicU64::new(1))) },
+            world: World::new(clock, Arc::new(Counter(AtomicU64::new(1)))),
             stats: Arc::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await?;

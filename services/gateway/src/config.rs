@@ -34,6 +34,8 @@ pub struct Config {
     pub max_user_token_ttl_s: u64,
     /// How long connections may take to end at shutdown.
     pub drain_ms: u64,
+    /// Of a million calls without a trace of their caller's, how many are traced.
+    pub traces_per_million: u32,
 }
 
 /// Limits of one notification.
@@ -76,6 +78,7 @@ impl Default for Config {
             idempotency_stale_ms: 10_000,
             max_user_token_ttl_s: 30 * 86_400,
             drain_ms: 10_000,
+            traces_per_million: 1_000,
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     admit::{Admitted, Draft},
     idempotency::{Repeated, in_flight, key_reused, repeated},
     service::Gateway,
-    trace::trace_parent,
+    trace::CallTrace,
 };
 
 /// Idempotency keys of one call that are looked up at once.
@@ -72,9 +72,11 @@ impl Gateway {
         }
         let admitted = self.admit(draft, tenant, &who.policy)?;
         let id = self.deps.world.notification_id();
-        let trace = trace_parent(trace, &*self.deps.world.entropy);
-        let record = admitted.record(id, trace, self.deps.log.identity());
-        self.deps.log.append(vec![record]).await.inspect_err(log_failure)?;
+        let trace = self.begin_trace(trace);
+        let record = admitted.record(id, trace.trace_parent(), self.deps.log.identity());
+        let appended = self.deps.log.append(vec![record]).await.inspect_err(log_failure);
+        trace.end(tenant, 1, appended.as_ref().err().map(LogError::code), &self.deps.world);
+        appended?;
         Ok(Accepted { id, deduplicated: false })
     }
 
@@ -106,6 +108,10 @@ impl Gateway {
         } else {
             self.accept(tenant, &who.policy, drafts, trace).await
         }
+    }
+
+    fn begin_trace(&self, given: Option<&str>) -> CallTrace {
+        CallTrace::begin(given, self.config.traces_per_million, &self.deps.world)
     }
 
     fn draft(&self, caller: &Caller, request: v1::NotifyRequest) -> Result<Draft, Problem> {
@@ -149,14 +155,14 @@ impl Gateway {
         trace: Option<&str>,
     ) -> Result<Answers, Problem> {
         let plans = self.plan_all(tenant, policy, drafts).await;
-        let trace = trace_parent(trace, &*self.deps.world.entropy);
+        let trace = self.begin_trace(trace);
         let mut records = Vec::with_capacity(plans.len());
         let mut keys = Vec::new();
         let answers: Vec<Result<Result<Accepted, Problem>, usize>> = plans
             .into_iter()
             .map(|plan| match plan {
                 Plan::Append { id, admitted, key } => {
-                    records.push(admitted.record(id, trace.clone(), self.deps.log.identity()));
+                    records.push(admitted.record(id, trace.trace_parent(), self.deps.log.identity()));
                     keys.extend(key.map(|key| (key, id)));
                     Ok(Ok(Accepted { id, deduplicated: false }))
                 }
@@ -164,9 +170,13 @@ impl Gateway {
                 Plan::SameAs(index) => Err(index),
             })
             .collect();
-        if !records.is_empty()
-            && let Err(error) = self.deps.log.append(records).await.inspect_err(log_failure)
-        {
+        let count = records.len();
+        let appended = match records.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.deps.log.append(records).await.inspect_err(log_failure),
+        };
+        trace.end(tenant, count, appended.as_ref().err().map(LogError::code), &self.deps.world);
+        if let Err(error) = appended {
             if let LogError::Full(_) = error {
                 self.withdraw(tenant, keys).await;
             }

@@ -1,53 +1,50 @@
-//! W3C trace context.
+//! The span of a call that admits notifications: what they carry as the context they were created in.
 
-use herald_core::clock::Entropy;
+use herald_core::{
+    clock::World,
+    ids::TenantId,
+    trace::{Span, SpanKind, TraceParent, names},
+};
 
-/// The caller's `traceparent` if it is a valid one of version 00, else the root of a new trace.
-pub fn trace_parent(given: Option<&str>, entropy: &dyn Entropy) -> String {
-    if let Some(given) = given.filter(|given| is_valid(given)) {
-        return given.to_owned();
-    }
-    // All zeros is invalid, so one bit is always set.
-    let (high, low, span) = (entropy.next_u64() | 1, entropy.next_u64(), entropy.next_u64() | 1);
-    format!("00-{high:016x}{low:016x}-{span:016x}-01")
+/// A call that is being traced.
+pub(crate) struct CallTrace {
+    own: TraceParent,
+    parent: Option<TraceParent>,
+    begun_ms: u64,
 }
 
-fn is_valid(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    let hex =
-        |range: std::ops::Range<usize>| bytes[range].iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b));
-    let some = |range: std::ops::Range<usize>| bytes[range].iter().any(|b| *b != b'0');
-    bytes.len() == 55
-        && text.starts_with("00-")
-        && bytes[35] == b'-'
-        && bytes[52] == b'-'
-        && hex(3..35)
-        && hex(36..52)
-        && hex(53..55)
-        && some(3..35)
-        && some(36..52)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Zero;
-
-    impl Entropy for Zero {
-        fn next_u64(&self) -> u64 {
-            0
-        }
+impl CallTrace {
+    /// A call with the caller's `traceparent`, which decides whether it is recorded, or as the root of a new trace, of
+    /// which some in a million are. A context that nothing records here is handed on as it came.
+    pub(crate) fn begin(given: Option<&str>, traces_per_million: u32, world: &World) -> Self {
+        let parent = given.and_then(TraceParent::parse);
+        let own = match parent {
+            Some(parent) if parent.sampled && world.spans.wanted() => parent.child(&*world.entropy),
+            Some(parent) => parent,
+            None => {
+                let sampled = world.below(1_000_000) < u64::from(traces_per_million);
+                TraceParent::root(&*world.entropy, sampled)
+            }
+        };
+        Self { own, parent, begun_ms: world.now_ms() }
     }
 
-    #[test]
-    fn a_valid_parent_is_kept_and_anything_else_replaced() {
-        let valid = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert_eq!(trace_parent(Some(valid), &Zero), valid);
-        let made = trace_parent(None, &Zero);
-        assert!(is_valid(&made), "{made}");
-        for bad in ["", "00-xyz", &valid.to_uppercase(), &valid.replace("00-4", "01-4"), &format!("{valid}0")] {
-            assert_eq!(trace_parent(Some(bad), &Zero), made);
+    /// What the notifications carry.
+    pub(crate) fn trace_parent(&self) -> String {
+        self.own.to_string()
+    }
+
+    /// The call has put this many notifications on the log, or was refused.
+    pub(crate) fn end(self, tenant: &TenantId, appended: usize, error: Option<&str>, world: &World) {
+        let Self { own, parent, begun_ms } = self;
+        if !own.sampled || !world.spans.wanted() {
+            return;
         }
+        let span = Span::new(own, parent, "notify".into(), SpanKind::Server, begun_ms, world.now_ms())
+            .with(names::OPERATION_NAME, "notify")
+            .with(names::OPERATION_TYPE, "send")
+            .with(names::TENANT, tenant.as_str())
+            .with(names::BATCH_COUNT, appended as u64);
+        world.spans.record(Span { error: error.map(str::to_owned), ..span });
     }
 }

@@ -32,6 +32,7 @@ pub mod stats;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod traced;
 
 /// What may be set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -29,6 +29,7 @@ use crate::{
     partition::{PartitionBooks, decode},
     reconcile::{Finding, Stuck, reconcile},
     stats::Check,
+    traced::Traced,
 };
 
 const IDLE_WAIT: Duration = Duration::from_secs(1);
@@ -50,6 +51,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) {
             flush_at: None,
             reconcile_at: Instant::now() + Duration::from_millis(config.reconcile_interval_ms),
             reported: HashSet::new(),
+            traced: Traced::default(),
         };
         let Err(halt) = reader.session().await;
         let fenced = "another member took over";
@@ -71,6 +73,8 @@ struct Reader {
     reconcile_at: Instant,
     /// What was reported as stuck, so that it is said once.
     reported: HashSet<NotificationId>,
+    /// Of what is pending, the notifications that are traced.
+    traced: Traced,
 }
 
 struct Owned {
@@ -146,6 +150,7 @@ impl Reader {
         let decoded: Vec<_> = polled.records.into_iter().filter_map(|record| self.decode(record, now_ms)).collect();
         self.load_missing(&decoded, now_ms).await?;
         for (record, batch) in decoded {
+            self.traced.add(&batch, &self.deps.world);
             if let Some(owned) = self.owned.get_mut(&record.at) {
                 owned.books.book(record.offset, record.body, batch, now_ms, &self.deps.stats);
             }
@@ -222,6 +227,7 @@ impl Reader {
             self.write(*at).await?;
         }
         self.commit(subscription, &moved).await?;
+        self.traced.flushed(&self.deps.world);
         let max_active = (self.config.max_active / self.owned.len().max(1)).max(1);
         for (at, _) in &moved {
             if let Some(owned) = self.owned.get_mut(at) {

@@ -105,7 +105,7 @@ impl Entropy for Still {
 }
 
 pub(crate) fn world() -> World {
-    World { clock: Arc::new(Still), entropy: Arc::new(Still) }
+    World::new(Arc::new(Still), Arc::new(Still))
 }
 
 /// A log in memory. Its marks mean nothing: durability is held back as a whole.

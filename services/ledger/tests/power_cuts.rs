@@ -154,7 +154,7 @@ async fn the_books_hold_through_power_cuts() {
     for seed in 0..24 {
         println!("seed {seed}");
         let random = Arc::new(Random(AtomicU64::new(seed)));
-        let world = World { clock: Arc::new(Now), entropy: random };
+        let world = World::new(Arc::new(Now), random);
         let mut machine = Machine::start(MemoryDisk::new(), Arc::new(MemoryKv::new()), &world);
         for step in steps(&world) {
             machine.log.append(step.finish()).await.unwrap();

@@ -7,7 +7,7 @@ use herald_gateway::tls::TlsFiles;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::roles;
+use crate::{roles, traces};
 
 /// The defaults, with what each setting means.
 pub const DEFAULTS: &str = include_str!("config.default.toml");
@@ -38,6 +38,8 @@ pub struct Config {
     pub disk: Disk,
     /// Mail.
     pub email: Email,
+    /// Traces.
+    pub tracing: traces::Config,
     /// The gateway.
     #[serde(default)]
     pub gateway: herald_gateway::Config,
@@ -139,6 +141,7 @@ impl Config {
         // One setting for whoever makes links and whoever serves them.
         config.worker.public_url.clone_from(&config.public_url);
         config.gateway.public_url.clone_from(&config.public_url);
+        config.gateway.traces_per_million = config.tracing.traces_per_million;
         config.check()?;
         Ok(config)
     }
@@ -160,6 +163,13 @@ impl Config {
         }
         if self.data_directory().is_none() {
             faults.push(format!("storage is {:?}; it must be embedded:DIRECTORY", self.storage));
+        }
+        let otlp = &self.tracing.otlp_endpoint;
+        if !otlp.is_empty() && !otlp.starts_with("http://") && !otlp.starts_with("https://") {
+            faults.push(format!("tracing.otlp_endpoint is {otlp:?}; it must be a URL such as http://127.0.0.1:4317"));
+        }
+        if self.tracing.traces_per_million > 1_000_000 {
+            faults.push("tracing.traces_per_million must be at most 1000000".to_owned());
         }
         if let Err(fault) = self.ops_address() {
             faults.push(fault);

@@ -15,5 +15,6 @@ pub mod metrics;
 pub mod node;
 pub mod ops;
 pub mod roles;
+pub mod traces;
 pub mod verify;
 pub mod world;

@@ -35,8 +35,8 @@ pub fn registry(counters: &Counters, gauges: &Gauges) -> Registry {
 
 impl Collector for RoleMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let Counters { orchestrator, worker, ledger, .. } = &self.0;
-        let counters: [(&str, &str, &AtomicU64); 27] = [
+        let Counters { orchestrator, worker, ledger, lost_spans, .. } = &self.0;
+        let counters: [(&str, &str, &AtomicU64); 29] = [
             ("expansion_pages", "Pages of audiences expanded", &orchestrator.pages),
             ("expansion_instances", "Instances created by expansion", &orchestrator.instances),
             (
@@ -76,6 +76,8 @@ impl Collector for RoleMetrics {
                 &ledger.contradictions,
             ),
             ("ledger_unreadable", "Parts of records that the ledger could not read", &ledger.unreadable),
+            ("spans_dropped", "Spans for which there was no room", &lost_spans.dropped),
+            ("spans_failed", "Spans that the collector did not take", &lost_spans.failed),
         ];
         for (name, help, value) in counters {
             let counter = ConstCounter::new(value.load(Relaxed));

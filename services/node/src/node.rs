@@ -19,6 +19,7 @@ use crate::{
     mailbox, metrics,
     ops::{self, Ops},
     roles::{self, Counters, Roles},
+    traces::{self, Exporter},
     world,
 };
 
@@ -54,6 +55,7 @@ pub struct Node {
     roles: Roles,
     gateway: JoinHandle<anyhow::Result<()>>,
     ops_server: Option<JoinHandle<()>>,
+    exporter: Option<Exporter>,
     stopping: CancellationToken,
     deadline: Duration,
 }
@@ -65,7 +67,16 @@ impl Node {
         let Listeners { api, ops: ops_listener } = Listeners::bind(&config, &stopping).await?;
         let address = api.socket.local_addr()?;
         let ops_address = ops_listener.as_ref().map_or(Ok(address), |ops| ops.socket.local_addr())?;
-        let world = world::system();
+        let mut world = world::system();
+        let (process, lost_spans) = (world::process_name(&world), Arc::default());
+        let exporter = match config.tracing.otlp_endpoint.as_str() {
+            "" => None,
+            endpoint => {
+                let (spans, exporter) = traces::export(endpoint, &process, &lost_spans)?;
+                world.spans = spans;
+                Some(exporter)
+            }
+        };
         let mailbox = start_mailbox(&mut config, mode, &stopping).await?;
         // Before the storage, so that a wrong setting leaves no data directory behind.
         let channels = channels::open(&config, &world)?;
@@ -80,7 +91,8 @@ impl Node {
             members: config.members,
         };
         let backends = embedded.backends.clone();
-        let roles = Roles::start(&roles, &backends, channels, &world).await?;
+        let mut roles = Roles::start(&roles, &backends, channels, &world, &process).await?;
+        roles.counters.lost_spans = lost_spans;
         if mode == Mode::Dev {
             let ensured = bootstrap::ensure_dev(&roles.publisher).await;
             ensured
@@ -122,6 +134,7 @@ impl Node {
             roles,
             gateway,
             ops_server,
+            exporter,
             stopping,
         };
         node.watch_log();
@@ -174,6 +187,9 @@ impl Node {
             ops_server.await?;
         }
         let roles = self.roles.stop(self.deadline).await;
+        if let Some(exporter) = self.exporter {
+            exporter.stop().await;
+        }
         let closed = tokio::task::spawn_blocking(move || self.embedded.close()).await?;
         // What failed first says more than what failed because of it.
         if failed { roles.and(gateway).and(closed) } else { gateway.and(roles).and(closed) }

@@ -25,7 +25,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::backends::Backends;
+use crate::{backends::Backends, traces};
 
 /// The roles' configurations.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -73,6 +73,8 @@ pub struct Counters {
     pub worker: Arc<herald_worker::Stats>,
     /// The books.
     pub ledger: Arc<LedgerStats>,
+    /// Spans that nobody will see.
+    pub lost_spans: Arc<traces::Lost>,
 }
 
 /// Running roles.
@@ -106,6 +108,7 @@ impl Roles {
         backends: &Backends,
         channels: Vec<Arc<dyn Channel>>,
         world: &World,
+        process: &str,
     ) -> anyhow::Result<Self> {
         let policy = read_policy(&*backends.log).await.context("the policies cannot be read")?;
         let (sender, receiver) = watch::channel(Arc::new(policy));
@@ -121,7 +124,7 @@ impl Roles {
             stages: Vec::new(),
             failed: CancellationToken::new(),
         };
-        roles.start_policies(backends, sender, world);
+        roles.start_policies(backends, sender, world, process);
         let (control_plane, publisher) = (config.control_plane.clone(), roles.publisher.clone());
         roles.stage("control plane", 1, move |_, shutdown| {
             herald_control_plane::run(control_plane.clone(), publisher.clone(), shutdown)
@@ -142,13 +145,19 @@ impl Roles {
     }
 
     /// Follows the policies, and reports which of them the roles run.
-    fn start_policies(&mut self, backends: &Backends, sender: watch::Sender<Arc<Policy>>, world: &World) {
+    fn start_policies(
+        &mut self,
+        backends: &Backends,
+        sender: watch::Sender<Arc<Policy>>,
+        world: &World,
+        process: &str,
+    ) {
         let (log, reads, clock) = (backends.log.clone(), self.control.clone(), world.clone());
         self.stage("policy feed", 1, move |_, shutdown| {
             policy_feed(log.clone(), sender.clone(), reads.clone(), clock.clone(), shutdown)
         });
         let (fleet, versions, policy) = (backends.fleet.clone(), self.versions.clone(), self.policy.clone());
-        let (process, world) = (process_name(world), world.clone());
+        let (process, world) = (process.to_owned(), world.clone());
         self.stage("reports", 1, move |_, shutdown| {
             let (fleet, versions, policy) = (fleet.clone(), versions.clone(), policy.clone());
             report_until(fleet, process.clone(), versions, policy, world.clone(), shutdown)
@@ -253,11 +262,4 @@ impl Roles {
         }
         result
     }
-}
-
-/// A name that no other process has: the host's, and something random.
-fn process_name(world: &World) -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = Some(host.trim()).filter(|host| !host.is_empty()).unwrap_or("herald");
-    format!("{host}-{:08x}", world.entropy.next_u64() >> 32)
 }

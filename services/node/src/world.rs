@@ -29,5 +29,12 @@ impl Entropy for SystemEntropy {
 
 /// The world as it is.
 pub fn system() -> World {
-    World { clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy) }
+    World::new(Arc::new(SystemClock), Arc::new(SystemEntropy))
+}
+
+/// A name that no other process has: the host's, and something random.
+pub fn process_name(world: &World) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = Some(host.trim()).filter(|host| !host.is_empty()).unwrap_or("herald");
+    format!("{host}-{:08x}", world.entropy.next_u64() >> 32)
 }

@@ -14,6 +14,7 @@ use herald_core::{
     ports::log::{Commit, Committed, LogError, Mark, Member, Position, Record, Subscription},
     record::{DeadLetter, Envelope, Schema},
     topic::{Group, Lane, Topic, TopicPartition},
+    trace::{Span, SpanKind, names},
     window::Track,
 };
 use prost::Message;
@@ -195,6 +196,7 @@ impl Stage {
     async fn step(&mut self) -> anyhow::Result<()> {
         let mut outputs = self.empty_outputs();
         let mut instances = 0;
+        let mut spans = Vec::new();
         while instances < self.config.commit_instances {
             let (units, careful) = self.take_units();
             if let [unit] = units.as_slice()
@@ -217,6 +219,7 @@ impl Stage {
                 if let Expanded::Page { page, .. } = &expanded {
                     instances += page.instances;
                 }
+                spans.extend(self.span_of(&unit.record, &expanded, now_ms));
                 self.put_out(&mut outputs, unit, expanded, now_ms);
                 self.finish(unit.record.at, unit.record.offset);
             }
@@ -226,7 +229,31 @@ impl Stage {
         if positions.is_empty() && outputs.is_empty() {
             return Ok(());
         }
-        self.commit(Commit { positions, outputs: outputs.finish() }).await
+        self.commit(Commit { positions, outputs: outputs.finish() }).await?;
+        let end_ms = self.deps.world.now_ms();
+        spans.into_iter().for_each(|span| self.deps.world.spans.record(Span { end_ms, ..span }));
+        Ok(())
+    }
+
+    /// What is told of a record's expansion once it is committed, if its notification is traced.
+    fn span_of(&self, record: &Record, expanded: &Expanded, now_ms: u64) -> Option<Span> {
+        let parent = self.deps.world.traced(&record.envelope.trace_parent)?;
+        let (own, topic) = (parent.child(&*self.deps.world.entropy), record.at.topic.to_string());
+        let (instances, error) = match expanded {
+            Expanded::Page { page, .. } => (page.instances, None),
+            Expanded::Dead { cause, .. } => (0, Some((*cause).to_owned())),
+            Expanded::Later { .. } | Expanded::Stopped { .. } | Expanded::SecondAdmission => (0, None),
+        };
+        let span = Span::new(own, Some(parent), format!("process {topic}"), SpanKind::Consumer, now_ms, now_ms)
+            .with(names::OPERATION_NAME, "process")
+            .with(names::OPERATION_TYPE, "process")
+            .with(names::DESTINATION, topic)
+            .with(names::PARTITION, u64::from(record.at.partition))
+            .with(names::OFFSET, record.offset)
+            .with(names::GROUP, Group::Orchestrator.name())
+            .with(names::TENANT, &*record.envelope.tenant)
+            .with(names::INSTANCES, instances);
+        Some(Span { error, ..span })
     }
 
     /// Takes units in turn; one alone that is to be noted first, if the second answer is `true`.

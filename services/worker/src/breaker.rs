@@ -168,7 +168,7 @@ mod tests {
     const DOWN: Health = Health::Down { retry_after_ms: 0 };
 
     fn world() -> World {
-        World { clock: Arc::new(Fixed), entropy: Arc::new(Fixed) }
+        World::new(Arc::new(Fixed), Arc::new(Fixed))
     }
 
     fn opened() -> Breaker {

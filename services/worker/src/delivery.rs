@@ -145,12 +145,16 @@ pub(crate) struct BatchSection {
     pub head: Arc<Head>,
     /// Who waits for its messages to have started, if order is promised to anybody.
     pub order: Option<OrderKey>,
+    /// What a provider last said of a message that it did not take.
+    pub refusal: Option<String>,
 }
 
 /// A batch in a provider's hands: messages of one channel, of any sections, tenants and shards.
 pub(crate) struct Batch {
     pub channel: ChannelKind,
     pub provider: Arc<str>,
+    /// When it was handed over, in milliseconds since the epoch.
+    pub begun_ms: u64,
     pub sections: Vec<BatchSection>,
     pub items: Vec<Item>,
     /// Messages without an answer that try whether the provider is up again.
@@ -402,12 +406,14 @@ mod tests {
                 hash_sum: 0,
             }),
             order: None,
+            refusal: None,
         };
         let item =
             |section, answered| Item { section, index: 0, in_section: 0, user: "u".into(), book_hash: 0, answered };
         let items = vec![item(0, false), item(1, true), item(1, false), item(1, false)];
         let sections = vec![section(3), section(5)];
-        let mut batch = Batch { channel: ChannelKind::Email, provider: "null".into(), sections, items, probes: 0 };
+        let mut batch =
+            Batch { channel: ChannelKind::Email, provider: "null".into(), begun_ms: 0, sections, items, probes: 0 };
         assert_eq!((batch.let_go(5), batch.let_go(5), batch.let_go(3)), (2, 0, 1));
     }
 }

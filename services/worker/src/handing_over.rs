@@ -94,7 +94,7 @@ impl Gathering {
             if let Some(key) = order {
                 shard.order.handed_over(key, head.id);
             }
-            self.sections.push(BatchSection { shard: job.shard, topic, offset, head, order });
+            self.sections.push(BatchSection { shard: job.shard, topic, offset, head, order, refusal: None });
             self.rests_on = self.rests_on.max(queued.mark);
         }
         self.sections.len() - 1
@@ -132,7 +132,8 @@ impl Worker {
             let is_first = |item: &&Item| sections[item.section].head.section.attempts == 0;
             let first_attempts = items.iter().filter(is_first).count() as u64;
             let probes = self.pacing.handed_over(channel, items.len() as u64, first_attempts);
-            self.batches.insert(id, Batch { channel, provider, sections, items, probes });
+            let begun_ms = self.deps.world.now_ms();
+            self.batches.insert(id, Batch { channel, provider, begun_ms, sections, items, probes });
         }
     }
 }

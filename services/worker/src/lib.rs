@@ -31,6 +31,7 @@ mod section;
 mod sending;
 mod settling;
 mod shard;
+mod spans;
 mod stage;
 mod stats;
 mod steering;

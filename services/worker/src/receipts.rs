@@ -10,6 +10,7 @@ use herald_core::{
     outputs::Outputs,
     packed::PackedWriter,
     record::{Channel, Receipts, State},
+    trace::TraceParent,
 };
 
 use crate::{decide::ERASED, section::Head};
@@ -55,6 +56,8 @@ pub(crate) struct Ended {
     channel: Channel,
     accepted_ms: u64,
     ended_ms: u64,
+    /// Empty where nothing is traced.
+    trace_parent: String,
     groups: Vec<Group>,
 }
 
@@ -69,7 +72,12 @@ pub(crate) struct Endings {
 impl Endings {
     /// What ended of a section's notification and channel, to which something is added now.
     pub(crate) fn of(&mut self, head: &Head, now_ms: u64) -> &mut Ended {
-        self.of_notification(head.id, &head.tenant, head.channel, head.notification.accepted_ms, now_ms)
+        let accepted_ms = head.notification.accepted_ms;
+        let ended = self.of_notification(head.id, &head.tenant, head.channel, accepted_ms, now_ms);
+        if ended.groups.is_empty() && TraceParent::sampled(&head.notification.trace_parent).is_some() {
+            ended.trace_parent.clone_from(&head.notification.trace_parent);
+        }
+        ended
     }
 
     /// What ended of a notification on a channel, to which something is added now.
@@ -84,7 +92,8 @@ impl Endings {
         let place = *self.places.entry((id, channel)).or_insert(self.ended.len());
         if place == self.ended.len() {
             let tenant = tenant.clone();
-            self.ended.push(Ended { id, tenant, channel, accepted_ms, ended_ms: now_ms, groups: Vec::new() });
+            let (trace_parent, groups) = (String::new(), Vec::new());
+            self.ended.push(Ended { id, tenant, channel, accepted_ms, ended_ms: now_ms, trace_parent, groups });
         }
         let ended = &mut self.ended[place];
         ended.ended_ms = ended.ended_ms.max(now_ms);
@@ -93,8 +102,11 @@ impl Endings {
 
     /// Adds what ended in another shard.
     pub(crate) fn absorb(&mut self, other: Self) {
-        for Ended { id, tenant, channel, accepted_ms, ended_ms, groups } in other.ended {
+        for Ended { id, tenant, channel, accepted_ms, ended_ms, trace_parent, groups } in other.ended {
             let mine = self.of_notification(id, &tenant, channel, accepted_ms, ended_ms);
+            if !trace_parent.is_empty() {
+                mine.trace_parent = trace_parent;
+            }
             groups.into_iter().for_each(|group| mine.absorb(group));
         }
     }
@@ -168,6 +180,7 @@ impl Ended {
                 accepted_ms: self.accepted_ms,
                 ended_ms: self.ended_ms,
                 negative: false,
+                trace_parent: self.trace_parent.clone(),
             });
         }
         count

@@ -102,7 +102,7 @@ mod tests {
     }
 
     fn next(outcome: Outcome, attempts: u32, expires_ms: u64) -> Next {
-        let world = World { clock: Arc::new(Fixed(0)), entropy: Arc::new(Fixed(u64::MAX)) };
+        let world = World::new(Arc::new(Fixed(0)), Arc::new(Fixed(u64::MAX)));
         let notification = Notification { expires_ms, ..Default::default() };
         after(outcome, attempts, &notification, &Config::default(), &world, 1_000)
     }

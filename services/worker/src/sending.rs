@@ -33,6 +33,7 @@ use crate::{
     receipts::End,
     section::inline_known,
     shard::{Queued, Shard},
+    spans::tell_of_items,
     stage::Worker,
     steering::{HOLD_MS, Steer},
 };
@@ -406,6 +407,7 @@ impl Worker {
     fn render(&mut self, mut job: Job, policy: &Policy, outgoing: &mut Outgoing) -> u64 {
         let links = self.unsubscribe_links(policy);
         let now_ms = self.deps.world.now_ms();
+        tell_of_items(&job.queued.chunk.head, job.sending(), &self.deps.world);
         let has_provider = self.deps.channels.iter().any(|channel| channel.kind() == job.queued.chunk.head.channel);
         let Some(shard) = self.shards.get_mut(&job.shard) else { return 0 };
         let Some(Rendering { renderer, category, .. }) = job.rendering.take() else { return 0 };

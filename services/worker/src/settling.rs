@@ -13,6 +13,7 @@ use crate::{
     moving::{deliveries_home, part_of},
     receipts::End,
     retry::{Next, Why, after},
+    spans::tell,
     stage::Worker,
 };
 
@@ -56,6 +57,7 @@ impl Worker {
             let sections = self.batches.get(&batch).map_or(0, |batch| batch.sections.len());
             (0..sections).for_each(|section| self.begun(batch, section));
             if let Some(batch) = self.batches.remove(&batch) {
+                tell(&batch, &self.deps.world);
                 self.pacing.forget(batch.channel, batch.probes);
             }
         }
@@ -106,6 +108,7 @@ impl Worker {
         let (mut finished, mut undelivered) = (Vec::with_capacity(outcomes.len()), Vec::new());
         let mut again: BTreeMap<(u32, u64), Vec<u32>> = BTreeMap::new();
         let mut dead: BTreeMap<(&'static str, String), (End, Vec<u32>)> = BTreeMap::new();
+        let refusal = outcomes.iter().rev().find_map(|(_, outcome)| outcome.code()).map(str::to_owned);
         for (i, outcome) in outcomes {
             let item = &mut batch.items[i];
             item.answered = true;
@@ -146,5 +149,8 @@ impl Worker {
         }
         shard.answered.add(batch.channel, finished.len() as u64);
         shard.finish(*topic, *offset, finished);
+        if refusal.is_some() {
+            batch.sections[section].refusal = refusal;
+        }
     }
 }

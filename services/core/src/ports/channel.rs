@@ -138,6 +138,22 @@ pub enum Outcome {
     },
 }
 
+impl Outcome {
+    /// Why it was not taken.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Accepted { .. } => None,
+            Self::RetryAfter { code, .. }
+            | Self::EndpointGone { code }
+            | Self::AddressBad { code }
+            | Self::Rejected { code }
+            | Self::AccountFault { code }
+            | Self::NotAttempted { code }
+            | Self::Unknown { code } => Some(code),
+        }
+    }
+}
+
 /// Asked before each single send. A closed gate makes the outcome [`Outcome::NotAttempted`].
 pub trait Gate: Send + Sync {
     /// Whether the message of this index may be sent now.

@@ -104,6 +104,17 @@ pub enum LogError {
     Damaged(String),
 }
 
+impl LogError {
+    /// A word for it.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Full(_) => "log_full",
+            Self::Unavailable(_) => "log_unavailable",
+            Self::Damaged(_) => "log_damaged",
+        }
+    }
+}
+
 /// What identifies a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {

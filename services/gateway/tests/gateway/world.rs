@@ -137,7 +137,7 @@ pub fn world_with(config: Config) -> TestWorld {
         policy: receiver,
         channels: ChannelSet::of([Channel::InApp, Channel::Email]),
         providers: Providers::of([(Channel::Email, "smtp".to_owned())]),
-        world: World { clock: clock.clone(), entropy: Arc::new(Counting(AtomicU64::new(1))) },
+        world: World::new(clock.clone(), Arc::new(Counting(AtomicU64::new(1)))),
         stats: Arc::default(),
     };
     let shutdown = CancellationToken::new();

@@ -16,4 +16,5 @@ mod refusals;
 mod steering_commands;
 mod support;
 mod tenants;
+mod traces;
 mod upgrade;

@@ -57,8 +57,6 @@ impl Entropy for Chance {
 
 /// The world of one run, which begins at `base_ms`. To be called within the run's runtime.
 pub fn world_at(base_ms: u64, chance: &Chance) -> World {
-    World {
-        clock: Arc::new(SimClock { began: Instant::now(), base_ms }),
-        entropy: Arc::new(Chance::of_seed(chance.next())),
-    }
+    let clock = SimClock { began: Instant::now(), base_ms };
+    World::new(Arc::new(clock), Arc::new(Chance::of_seed(chance.next())))
 }

@@ -89,9 +89,10 @@ impl Node {
             ledger: config.ledger.clone(),
             control_plane: config.control_plane.clone(),
             members: config.members,
+            process,
         };
         let backends = embedded.backends.clone();
-        let mut roles = Roles::start(&roles, &backends, channels, &world, &process).await?;
+        let mut roles = Roles::start(&roles, &backends, channels, &world).await?;
         roles.counters.lost_spans = lost_spans;
         if mode == Mode::Dev {
             let ensured = bootstrap::ensure_dev(&roles.publisher).await;

@@ -25,7 +25,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{backends::Backends, traces};
+use crate::{backends::Backends, traces, world::process_name};
 
 /// The roles' configurations.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -41,6 +41,8 @@ pub struct Config {
     pub control_plane: herald_control_plane::Config,
     /// How many members of each role run in this process.
     pub members: Members,
+    /// This process's name, which no other has; empty for one that is made up.
+    pub process: String,
 }
 
 /// How many members of a role run in this process; each serves its share of the partitions. 0 leaves a role out, which is
@@ -108,7 +110,6 @@ impl Roles {
         backends: &Backends,
         channels: Vec<Arc<dyn Channel>>,
         world: &World,
-        process: &str,
     ) -> anyhow::Result<Self> {
         let policy = read_policy(&*backends.log).await.context("the policies cannot be read")?;
         let (sender, receiver) = watch::channel(Arc::new(policy));
@@ -124,7 +125,7 @@ impl Roles {
             stages: Vec::new(),
             failed: CancellationToken::new(),
         };
-        roles.start_policies(backends, sender, world, process);
+        roles.start_policies(config, backends, sender, world);
         let (control_plane, publisher) = (config.control_plane.clone(), roles.publisher.clone());
         roles.stage("control plane", 1, move |_, shutdown| {
             herald_control_plane::run(control_plane.clone(), publisher.clone(), shutdown)
@@ -147,17 +148,21 @@ impl Roles {
     /// Follows the policies, and reports which of them the roles run.
     fn start_policies(
         &mut self,
+        config: &Config,
         backends: &Backends,
         sender: watch::Sender<Arc<Policy>>,
         world: &World,
-        process: &str,
     ) {
         let (log, reads, clock) = (backends.log.clone(), self.control.clone(), world.clone());
         self.stage("policy feed", 1, move |_, shutdown| {
             policy_feed(log.clone(), sender.clone(), reads.clone(), clock.clone(), shutdown)
         });
         let (fleet, versions, policy) = (backends.fleet.clone(), self.versions.clone(), self.policy.clone());
-        let (process, world) = (process.to_owned(), world.clone());
+        let process = match config.process.as_str() {
+            "" => process_name(world),
+            process => process.to_owned(),
+        };
+        let world = world.clone();
         self.stage("reports", 1, move |_, shutdown| {
             let (fleet, versions, policy) = (fleet.clone(), versions.clone(), policy.clone());
             report_until(fleet, process.clone(), versions, policy, world.clone(), shutdown)

@@ -189,20 +189,25 @@ async fn the_first_poll_assigns_every_partition_of_the_group(log: Arc<dyn Log>) 
 }
 
 async fn a_poll_keeps_the_order_and_serves_every_partition(log: Arc<dyn Log>) {
+    const SPIKE: usize = 4_000;
     let shards = log.identity().layout.shards;
-    let spike = (0..200).map(|i| record(deliveries(0), &i.to_string())).collect();
+    let spike = (0..SPIKE).map(|i| record(deliveries(0), &i.to_string())).collect();
     log.append(spike).await.unwrap();
     for shard in 1..shards {
         log.append(vec![record(deliveries(shard), "other")]).await.unwrap();
     }
     let (mut worker, _) = join(&log, Group::Worker).await;
-    let early = take(&mut worker, 100).await;
-    let served: BTreeSet<u32> = early.iter().map(|r| r.at.partition).collect();
-    assert_eq!(served.len() as u32, shards, "a spike in one partition must not hold back the others");
-    let mut all = early;
-    all.extend(take(&mut worker, 200 + shards as usize - 1 - 100).await);
+    let (mut all, mut served) = (Vec::new(), BTreeSet::new());
+    while (served.len() as u32) < shards {
+        all.extend(take(&mut worker, 100).await);
+        served.extend(all.iter().map(|r: &Record| r.at.partition));
+        // A remote log may bring one partition a moment before the others.
+        assert!(all.len() <= SPIKE / 2, "a spike in one partition must not hold back the others");
+    }
+    let left = SPIKE + shards as usize - 1 - all.len();
+    all.extend(take(&mut worker, left).await);
     let of_spike: Vec<Record> = all.into_iter().filter(|r| r.at.partition == 0).collect();
-    assert_eq!(bodies(&of_spike), (0..200).map(|i| i.to_string()).collect::<Vec<_>>());
+    assert_eq!(bodies(&of_spike), (0..SPIKE).map(|i| i.to_string()).collect::<Vec<_>>());
 }
 
 async fn a_poll_brings_at_most_max_and_nothing_twice(log: Arc<dyn Log>) {
@@ -306,7 +311,8 @@ async fn members_divide_the_partitions_and_keep_shards_together(log: Arc<dyn Log
     let layout = log.identity().layout;
     let topics = Group::Worker.topics();
     let all: usize = topics.iter().map(|t| layout.partitions(*t) as usize).sum();
-    while of_member.iter().map(BTreeSet::len).sum::<usize>() < all {
+    // The first may have everything until the second has joined.
+    while of_member.iter().any(BTreeSet::is_empty) || of_member.iter().map(BTreeSet::len).sum::<usize>() < all {
         for (mine, member) in of_member.iter_mut().zip(&mut members) {
             let polled = member.poll(10, SOON).await.unwrap();
             mine.extend(polled.assigned.into_iter().map(|(at, _)| at));

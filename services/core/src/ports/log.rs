@@ -152,7 +152,8 @@ pub trait Log: Send + Sync + 'static {
     /// Region, epoch and layout.
     fn identity(&self) -> &Identity;
 
-    /// Appends records, all or none, and returns their offsets once they are durable.
+    /// Appends records and returns their offsets once they are durable. On an error it is unknown which of them are in;
+    /// no reader may need one to know of another.
     async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<u64>, LogError>;
 
     /// Joins a group. A second subscription of the same member takes over from the first, whose commits are then

@@ -1,0 +1,264 @@
+//! One member's view of its group's partitions.
+//!
+//! Two sides share a [`View`]. The member's thread ([`super::membership`]) takes partitions and gives them back; this
+//! side polls. Each partition has a queue of its own in librdkafka, which is bounded and is what a poll takes records from:
+//! a partition that is paused is just not looked at, nobody's spike fills the queue of another partition, and a poll that
+//! is dropped has taken nothing.
+//!
+//! **Letting go.** When the group wants partitions back, the view says so, and the member lets go by its next poll. What
+//! it commits before is still right: until then nobody else gets them. A member that does not poll in time loses them, and
+//! its commits are [`Committed::Fenced`]: each assignment has a number, an *epoch*, and a commit is for the epoch that its
+//! member polled last.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use herald_core::{
+    ports::log::{Commit, Committed, LogError, Mark, Member, Polled, Position, Record, Subscription},
+    topic::{Group, TopicPartition},
+};
+use parking_lot::Mutex;
+use rdkafka::{
+    consumer::base_consumer::PartitionQueue,
+    error::{KafkaError, RDKafkaErrorCode},
+};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
+
+use super::{
+    config::KafkaConfig,
+    context::Membership,
+    membership::{self, Wish},
+    names::Names,
+    reading::Readers,
+    record, unavailable,
+};
+
+/// A poll brings no further record beyond this.
+const POLL_BYTES: usize = 8 << 20;
+
+/// A member of a group.
+pub(super) struct KafkaSubscription {
+    shared: Arc<Shared>,
+    wishes: mpsc::Sender<Wish>,
+    readers: Arc<Readers>,
+    /// The assignment that was polled.
+    epoch: u64,
+    /// Which partition is served first.
+    turn: usize,
+}
+
+/// What the two sides share.
+#[derive(Default)]
+pub(super) struct Shared {
+    pub view: Mutex<View>,
+    /// Tells the polling side that there is something new.
+    pub news: Arc<Notify>,
+}
+
+/// The partitions, and what the polling side was not told yet.
+#[derive(Default)]
+pub(super) struct View {
+    inputs: BTreeMap<TopicPartition, Input>,
+    assigned: Option<(u64, Vec<(TopicPartition, Position)>)>,
+    revoked: Vec<TopicPartition>,
+    wanted_back: bool,
+    failed: Option<LogError>,
+}
+
+/// A partition that is the member's.
+pub(super) struct Input {
+    queue: PartitionQueue<Membership>,
+    /// Whether there may be something in the queue.
+    ready: Arc<AtomicBool>,
+    paused: bool,
+}
+
+impl Input {
+    /// Takes a partition's queue; what comes into it is told to the polling side.
+    pub fn new(mut queue: PartitionQueue<Membership>, news: Arc<Notify>) -> Self {
+        let ready = Arc::new(AtomicBool::new(true));
+        let tells = ready.clone();
+        queue.set_nonempty_callback(move || {
+            tells.store(true, Relaxed);
+            news.notify_one();
+        });
+        Self { queue, ready, paused: false }
+    }
+}
+
+impl Shared {
+    /// The member has these partitions from now on.
+    pub fn assign(&self, epoch: u64, inputs: BTreeMap<TopicPartition, Input>, from: Vec<(TopicPartition, Position)>) {
+        let mut view = self.view.lock();
+        view.inputs = inputs;
+        view.assigned = Some((epoch, from));
+        self.news.notify_one();
+    }
+
+    /// The group wants the partitions back. `false` if the polling side has none.
+    pub fn want_back(&self) -> bool {
+        let mut view = self.view.lock();
+        let untold = view.assigned.take().is_some();
+        if untold || view.inputs.is_empty() {
+            view.inputs.clear();
+            return false;
+        }
+        view.wanted_back = true;
+        self.news.notify_one();
+        true
+    }
+
+    /// The partitions are gone.
+    pub fn lose(&self) {
+        let mut view = self.view.lock();
+        view.lose();
+        self.news.notify_one();
+    }
+
+    /// Every poll says this from now on.
+    pub fn fail(&self, error: LogError) {
+        self.lose();
+        self.view.lock().failed = Some(error);
+    }
+}
+
+impl View {
+    fn lose(&mut self) {
+        self.wanted_back = false;
+        let lost = std::mem::take(&mut self.inputs);
+        if self.assigned.take().is_none() {
+            self.revoked.extend(lost.into_keys());
+        }
+    }
+
+    /// Takes at most `max` records, in fair shares.
+    fn take(&mut self, max: usize, turn: &mut usize) -> Result<Vec<Record>, LogError> {
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        let count = self.inputs.len();
+        let mut inputs: Vec<(&TopicPartition, &Input)> = self.inputs.iter().collect();
+        inputs.rotate_left(*turn % count.max(1));
+        inputs.retain(|(_, input)| !input.paused && input.ready.load(Relaxed));
+        while !inputs.is_empty() && records.len() < max && bytes < POLL_BYTES {
+            let share = ((max - records.len()) / inputs.len()).max(1);
+            let mut still = Vec::with_capacity(inputs.len());
+            for (at, input) in inputs {
+                let room = share.min(max - records.len());
+                let before = records.len();
+                // Whatever comes later sets it again.
+                input.ready.store(false, Relaxed);
+                while records.len() - before < room && bytes < POLL_BYTES {
+                    let Some(record) = next(*at, input)? else { break };
+                    bytes += record.body.len();
+                    records.push(record);
+                }
+                if records.len() - before == room || bytes >= POLL_BYTES {
+                    input.ready.store(true, Relaxed);
+                    still.push((at, input));
+                }
+            }
+            inputs = still;
+        }
+        *turn = (*turn + 1) % count.max(1);
+        Ok(records)
+    }
+}
+
+/// The next record of a queue.
+fn next(at: TopicPartition, input: &Input) -> Result<Option<Record>, LogError> {
+    loop {
+        match input.queue.poll(Duration::ZERO) {
+            None => return Ok(None),
+            Some(Ok(message)) => return record::record(at, &message).map(Some),
+            Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset))) => {
+                let what =
+                    "has no records at this group's position, which is beyond its end: it lost what was acknowledged";
+                return Err(LogError::Damaged(format!("{at} {what}")));
+            }
+            Some(Err(error)) => tracing::warn!(%at, %error, "a partition cannot be read now"),
+        }
+    }
+}
+
+impl KafkaSubscription {
+    /// Joins a group. The first poll assigns, once the group has.
+    pub fn join(
+        config: &KafkaConfig,
+        names: Arc<Names>,
+        readers: Arc<Readers>,
+        group: Group,
+        member: Member,
+    ) -> Result<Self, LogError> {
+        let shared = Arc::new(Shared::default());
+        let wishes = membership::start(config, names, group, member, shared.clone())
+            .map_err(|error| unavailable("a member cannot start", &error))?;
+        Ok(Self { shared, wishes, readers, epoch: 0, turn: 0 })
+    }
+
+    /// What there is for a poll; `None` if there is nothing.
+    fn look(&mut self, max: usize) -> Result<Option<Polled>, LogError> {
+        let mut view = self.shared.view.lock();
+        if view.wanted_back {
+            view.lose();
+            // A thread that has ended let go before.
+            let _gone = self.wishes.send(Wish::LetGo);
+        }
+        if !view.revoked.is_empty() {
+            self.epoch = 0;
+            return Ok(Some(Polled { revoked: std::mem::take(&mut view.revoked), ..Polled::default() }));
+        }
+        if let Some((epoch, assigned)) = view.assigned.take() {
+            self.epoch = epoch;
+            return Ok(Some(Polled { assigned, ..Polled::default() }));
+        }
+        if let Some(error) = &view.failed {
+            return Err(error.clone());
+        }
+        let records = view.take(max, &mut self.turn)?;
+        // What can be read is committed and durable.
+        Ok((!records.is_empty()).then(|| Polled { records, mark: Mark::default(), ..Polled::default() }))
+    }
+}
+
+#[async_trait]
+impl Subscription for KafkaSubscription {
+    async fn poll(&mut self, max: usize, wait: Duration) -> Result<Polled, LogError> {
+        let deadline = Instant::now() + wait;
+        loop {
+            if let Some(polled) = self.look(max)? {
+                return Ok(polled);
+            }
+            let news = self.shared.news.clone();
+            if tokio::time::timeout_at(deadline, news.notified()).await.is_err() {
+                return Ok(Polled::default());
+            }
+        }
+    }
+
+    async fn commit(&mut self, commit: Commit) -> Result<Committed, LogError> {
+        let (answer, answered) = oneshot::channel();
+        let ended = |error: &dyn std::fmt::Display| unavailable("the member has ended", error);
+        self.wishes.send(Wish::Commit { epoch: self.epoch, commit, answer }).map_err(|e| ended(&e))?;
+        answered.await.map_err(|e| ended(&e))?
+    }
+
+    fn pause(&mut self, at: TopicPartition, paused: bool) {
+        if let Some(input) = self.shared.view.lock().inputs.get_mut(&at) {
+            input.paused = paused;
+        }
+    }
+
+    async fn end(&mut self, at: TopicPartition) -> Result<u64, LogError> {
+        Ok(self.readers.ends(vec![at]).await?[0])
+    }
+}

@@ -1,0 +1,6 @@
+//! The log on a Kafka broker, whose address the environment variable `HERALD_TEST_KAFKA` gives.
+
+#![allow(clippy::unwrap_used)]
+
+mod conformance;
+mod support;

@@ -18,6 +18,9 @@ mod record;
 mod subscription;
 mod topics;
 mod transaction;
+mod trimming;
+
+pub mod plan;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -75,7 +78,9 @@ impl KafkaLog {
         let opened = tokio::task::spawn_blocking(move || topics::open(&asked, &its_names, &region, layout));
         let identity = opened.await.map_err(|error| OpenError::Refused(format!("opening ended early: {error}")))??;
         let shared = Shared { config, identity, names, readers, appender, groups: Mutex::default() };
-        Ok(Self { shared: Arc::new(shared) })
+        let log = Self { shared: Arc::new(shared) };
+        log.spawn_trimming();
+        Ok(log)
     }
 
     /// The partitions that a group reads.

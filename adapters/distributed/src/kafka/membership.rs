@@ -11,7 +11,7 @@ use std::{
 
 use herald_core::{
     ports::log::{Commit, Committed, LogError, Mark, Member, Position, partition},
-    topic::{Group, TopicPartition},
+    topic::{Group, Topic, TopicPartition},
 };
 use rdkafka::{
     TopicPartitionList,
@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 use super::{
     config::KafkaConfig,
-    context::{Membership, Rebalance},
+    context::{Membership, Plain, Rebalance},
     names::Names,
     reading::offsets,
     record,
@@ -70,6 +70,16 @@ pub(super) fn start(
     };
     thread::Builder::new().name(format!("kafka {}", group.name())).spawn(move || thread.run())?;
     Ok(sender)
+}
+
+/// The topic that a group's members read from its beginning when they take over a partition of another, to know what was
+/// done before.
+fn memory_of(group: Group) -> Option<(Topic, Topic)> {
+    match group {
+        Group::Worker => Some((Topic::UserChanges, Topic::Claims)),
+        Group::Redriver => Some((Topic::Redrives, Topic::Redrives)),
+        _ => None,
+    }
 }
 
 /// The clients of one session: from a join until something is wrong that only new clients mend.
@@ -257,14 +267,15 @@ impl MemberThread {
         let at = self.names.partitions(list);
         self.check_assignment(&at)?;
         let commit_timeout = self.config.commit_timeout();
-        let Some(session) = &mut self.session else { return Ok(()) };
-        if !session.is_owner {
+        if let Some(session) = self.session.as_mut().filter(|session| !session.is_owner) {
             session.transactions.own(commit_timeout)?;
             session.is_owner = true;
         }
+        let Some(session) = &self.session else { return Ok(()) };
         let committed = session.consumer.committed_offsets(list.clone(), commit_timeout);
         let committed = committed.map_err(|e| unavailable("the group's positions are not known", &e))?;
         let firsts = offsets(&session.consumer, &self.names, &at, Offset::Beginning)?;
+        self.await_predecessor(&session.consumer, &at)?;
         let (mut inputs, mut positions, mut begin) = (BTreeMap::new(), Vec::new(), Vec::new());
         for (at, first) in at.into_iter().zip(firsts) {
             let position = record::position_in(&committed, &self.names, at)?;
@@ -282,6 +293,27 @@ impl MemberThread {
         tracing::info!(member = self.name, partitions = positions.len(), epoch = self.epoch, "partitions are taken");
         self.shared.assign(self.epoch, inputs, positions);
         Ok(())
+    }
+
+    /// A commit is in before all partitions show it. What the member before committed is there for everybody who reads the
+    /// group's memory from now on.
+    fn await_predecessor(&self, consumer: &BaseConsumer<Membership>, taken: &[TopicPartition]) -> Result<(), LogError> {
+        let Some((beside, memory)) = memory_of(self.group) else { return Ok(()) };
+        let at: Vec<TopicPartition> =
+            taken.iter().filter(|at| at.topic == beside).map(|at| partition(memory, at.partition)).collect();
+        let failed = |error: &dyn std::fmt::Display| unavailable("a client cannot be made", error);
+        let mut settings = self.config.reader().map_err(|e| failed(&e))?;
+        let all = settings.set("isolation.level", "read_uncommitted").create_with_context(Plain);
+        let written = offsets(&all.map_err(|e| failed(&e))?, &self.names, &at, Offset::End)?;
+        let deadline = Instant::now() + self.config.commit_timeout();
+        loop {
+            let shown = offsets(consumer, &self.names, &at, Offset::End)?;
+            let Some(hidden) = (0..at.len()).find(|i| shown[*i] < written[*i]).map(|i| at[i]) else { return Ok(()) };
+            if Instant::now() >= deadline {
+                return Err(LogError::Unavailable(format!("a transaction on {hidden} does not end")));
+            }
+            thread::sleep(TICK);
+        }
     }
 
     /// Who has a number in one of the group's topics must have it in all that are divided alike.

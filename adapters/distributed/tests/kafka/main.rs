@@ -3,4 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod conformance;
+mod leftovers;
+mod opening;
+mod processes;
 mod support;
+mod takeover;

@@ -72,7 +72,9 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    /// Registers the connection, then finds its place: after `resume`, or else after all that is there.
+    /// Registers the connection, then finds its place: after `resume`, or else after all that is there. A place ahead
+    /// of the feed is none of its own, and nothing of the feed lies behind it: such a connection goes on after all that
+    /// is there as a new one does, else it would hear nothing until the feed came so far, if ever.
     ///
     /// # Errors
     /// Where sessions or the inbox are away.
@@ -87,12 +89,13 @@ impl Feed {
         let config = &live.deps.config;
         let queue = Arc::new(Queue::new(user.to_owned(), config.queue, config.queue_bytes));
         let session = live.deps.sessions.register(&tenant, user, queue.clone()).await?;
-        let (last, reading) = match resume {
-            Some(resume) => (resume, Reading::Behind),
-            None => {
-                let newest = live.deps.inbox.since(&tenant, user, None, 1).await?;
-                (newest.last().map_or(START, |item| item.event_id), Reading::No)
-            }
+        let newest = live.deps.inbox.since(&tenant, user, None, 1).await;
+        let newest = newest.map(|items| items.last().map_or(START, |item| item.event_id));
+        let (last, reading) = match (resume, newest) {
+            (Some(resume), Ok(newest)) if resume < newest => (resume, Reading::Behind),
+            // A browser would not come again after a refusal, and what follows its place is read as soon as it can be.
+            (Some(resume), Err(_)) => (resume, Reading::Behind),
+            (_, newest) => (newest?, Reading::No),
         };
         let check = spread(live.opened.fetch_add(1, Ordering::Relaxed), config.check_interval());
         let (failed_reads, _session, _slot) = (0, session, slot);

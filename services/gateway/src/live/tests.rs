@@ -138,6 +138,24 @@ async fn a_connection_resumes_by_header_or_query_and_the_header_wins() {
 }
 
 #[tokio::test]
+async fn a_place_ahead_of_the_feed_is_that_of_a_new_connection() {
+    let world = World::new(LiveConfig::default()).await;
+    for events in [true, false] {
+        let (epoch, offset) = ("ffffffff-0-0", "1-ffffffffffffffff-0");
+        for ahead in [epoch, offset] {
+            world.write("u", 2, &mut Random(10)).await;
+            let mut client = world.connect(events, Some(ahead)).await;
+            let new = world.write("u", 3, &mut Random(11)).await;
+            assert_eq!(ids(&receive(&mut client, new.len()).await), new, "after {ahead}");
+        }
+    }
+    let stream = [KEY, ("Last-Event-ID", "ffffffff-0-0")];
+    let mut stream = Events::open(world.address, "/v1/users/u/live", &stream).await.unwrap();
+    let newest = world.items("u").await.last().unwrap()["event_id"].as_str().unwrap().to_owned();
+    assert_eq!(within(stream.event()).await.unwrap().id, Some(newest), "the place that it goes on from");
+}
+
+#[tokio::test]
 async fn an_event_stream_names_its_place_before_the_first_item() {
     let world = World::new(LiveConfig::default()).await;
     let old = world.write("u", 2, &mut Random(6)).await;

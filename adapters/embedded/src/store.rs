@@ -47,6 +47,7 @@ pub mod registry;
 pub mod rows;
 pub mod totals;
 pub mod user_log;
+mod user_receipts;
 
 use std::sync::Arc;
 

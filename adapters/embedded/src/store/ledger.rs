@@ -25,6 +25,7 @@ use super::{
     user_log::{
         LogCursor, LogEntry, LogUser, LogWriter, ReceiptAt, TenantHash, bucket_key, entries_of, hour_of, row_place,
     },
+    user_receipts::UserSpan,
 };
 use crate::kv::{Batch, Direction, Kv, ready};
 
@@ -32,9 +33,9 @@ const DAY_MS: u64 = 86_400_000;
 /// Rows that one call deletes.
 const EXPIRE_ROWS: usize = 2_000;
 /// Rows of the users' log that one call reads.
-const LOG_ROWS: usize = 4_096;
+pub(super) const LOG_ROWS: usize = 4_096;
 /// Rows of the users' log that are read at a time.
-const LOG_SCAN: usize = 256;
+pub(super) const LOG_SCAN: usize = 256;
 /// Rows of receipts that are read at a time.
 const RECEIPTS_SCAN: usize = 8;
 /// Rows of receipts that one call reads.
@@ -42,12 +43,12 @@ const RECEIPTS_ROWS: usize = 1_024;
 
 /// Books and receipts in a key-value database.
 pub struct LedgerStore {
-    kv: Arc<dyn Kv>,
+    pub(super) kv: Arc<dyn Kv>,
     /// Held from reading the stored positions until the flush is written.
     writing: Mutex<()>,
 }
 
-type Token<T> = Result<T, ForeignToken>;
+pub(super) type Token<T> = Result<T, ForeignToken>;
 
 impl LedgerStore {
     /// The ledger of a database.
@@ -268,51 +269,6 @@ impl LedgerStore {
         }
     }
 
-    fn receipts_of_user(
-        &self,
-        tenant: &TenantId,
-        user_id: &str,
-        (since_ms, until_ms): (u64, u64),
-        token: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<Token<Page<ReceiptRow>>, StoreError> {
-        let Some((mut hour, mut cursor)) = token.map_or(Some((0, BEGIN)), user_token) else {
-            return Ok(Err(ForeignToken));
-        };
-        let mut page = Page { items: Vec::new(), next: None };
-        if until_ms <= since_ms {
-            return Ok(Ok(page));
-        }
-        if hour < hour_of(since_ms) {
-            (hour, cursor) = (hour_of(since_ms), BEGIN);
-        }
-        let user = LogUser::of(&TenantHash::of(tenant.as_str()), user_id);
-        let mut budget = LOG_ROWS;
-        while hour <= hour_of(until_ms - 1) {
-            let read = self.read_log(hour, user, cursor, &mut budget)?;
-            for (row, (id, at)) in read.entries {
-                if page.items.len() == limit {
-                    page.next = Some(token_of_user(hour, cursor));
-                    return Ok(Ok(page));
-                }
-                cursor = LogCursor { row, at: ReceiptAt { place: at.place + 1, ..at } };
-                page.items.extend(
-                    self.receipt(&id, at)?
-                        .filter(|row| row.user_id == user_id && row.shared.tenant == tenant.as_str())
-                        .filter(|row| (since_ms..until_ms).contains(&row.shared.ended_ms)),
-                );
-            }
-            match read.next {
-                Some(next) => {
-                    page.next = Some(token_of_user(hour, next));
-                    return Ok(Ok(page));
-                }
-                None => (hour, cursor) = (hour + 1, BEGIN),
-            }
-        }
-        Ok(Ok(page))
-    }
-
     /// Reads an hour's rows of a user's bucket from a cursor on, until the budget of rows is used up.
     fn read_log(&self, hour: u32, user: LogUser, cursor: LogCursor, budget: &mut usize) -> Result<LogRead, StoreError> {
         let bucket = bucket_key(hour, user.bucket());
@@ -392,7 +348,7 @@ impl LedgerStore {
         self.kv.write(batch)
     }
 
-    fn receipt(&self, id: &NotificationId, at: ReceiptAt) -> Result<Option<ReceiptRow>, StoreError> {
+    pub(super) fn receipt(&self, id: &NotificationId, at: ReceiptAt) -> Result<Option<ReceiptRow>, StoreError> {
         let Some(row) = self.kv.get(receipts_key(id, at.partition, at.offset, at.index).bytes())? else {
             return Ok(None);
         };
@@ -410,7 +366,7 @@ struct LogRead {
 }
 
 const BEGIN: LogCursor = LogCursor { row: 0, at: FIRST };
-const FIRST: ReceiptAt = ReceiptAt { partition: 0, offset: 0, index: 0, place: 0 };
+pub(super) const FIRST: ReceiptAt = ReceiptAt { partition: 0, offset: 0, index: 0, place: 0 };
 
 fn day_of(ms: u64) -> u32 {
     (ms / DAY_MS) as u32
@@ -481,11 +437,12 @@ fn expand<'a>(
 
 /// The first byte of a token says of which list it is.
 const OF_REQUEST: u8 = 1;
-const OF_USER: u8 = 2;
+// 2 was a list of a user's receipts in another order.
 const OF_TENANT: u8 = 3;
 const OF_DEDUPE_KEY: u8 = 4;
+pub(super) const OF_USER: u8 = 5;
 
-fn place_bytes(at: ReceiptAt) -> Vec<u8> {
+pub(super) fn place_bytes(at: ReceiptAt) -> Vec<u8> {
     let mut bytes = at.partition.to_be_bytes().to_vec();
     bytes.extend(at.offset.to_be_bytes());
     bytes.extend(at.index.to_be_bytes());
@@ -493,7 +450,7 @@ fn place_bytes(at: ReceiptAt) -> Vec<u8> {
     bytes
 }
 
-fn place_of(bytes: &[u8]) -> Option<ReceiptAt> {
+pub(super) fn place_of(bytes: &[u8]) -> Option<ReceiptAt> {
     let mut parts = Parts::after(bytes, 0).ok()?;
     let at = ReceiptAt {
         partition: parts.u32().ok()?,
@@ -510,16 +467,6 @@ fn token_of_request(from: ReceiptAt) -> Vec<u8> {
 
 fn request_token(token: &[u8]) -> Option<ReceiptAt> {
     token.strip_prefix(&[OF_REQUEST]).and_then(place_of)
-}
-
-fn token_of_user(hour: u32, cursor: LogCursor) -> Vec<u8> {
-    [&[OF_USER], &hour.to_be_bytes()[..], &cursor.row.to_be_bytes(), &place_bytes(cursor.at)].concat()
-}
-
-fn user_token(token: &[u8]) -> Option<(u32, LogCursor)> {
-    let (hour, rest) = token.strip_prefix(&[OF_USER])?.split_first_chunk()?;
-    let (row, place) = rest.split_first_chunk()?;
-    Some((u32::from_be_bytes(*hour), LogCursor { row: u64::from_be_bytes(*row), at: place_of(place)? }))
 }
 
 #[async_trait]
@@ -580,7 +527,8 @@ impl Ledger for LedgerStore {
         match scope {
             ReceiptScope::Request(id) => self.receipts_of_request(tenant, id, token, limit),
             ReceiptScope::User { user_id, since_ms, until_ms } => {
-                self.receipts_of_user(tenant, user_id, (*since_ms, *until_ms), token, limit)
+                let of = UserSpan { tenant, user_id, since_ms: *since_ms, until_ms: *until_ms };
+                self.receipts_of_user(&of, token, limit)
             }
         }
     }

@@ -14,7 +14,8 @@
 //! **Replays.** A row's key ends with the offset of the flush's first record. After a restart records may be flushed
 //! again in other groups, so that rows overlap. Each row holds everything of its hour and bucket between its two
 //! offsets, so a reader goes through the rows in their order and passes over what lies before the end of those it has
-//! read. A flush that replaces a longer one takes away what the replay brings back right after.
+//! read. A reader that goes backwards passes over what a row that begins within this one covers, which it has read. A
+//! flush that replaces a longer one takes away what the replay brings back right after.
 
 use std::collections::BTreeMap;
 
@@ -164,6 +165,15 @@ pub fn row_place(key: &[u8]) -> Result<(u32, u64), StoreError> {
     parts.u32()?;
     parts.array::<1>()?;
     Ok((parts.u32()?, parts.u64()?))
+}
+
+/// The offset behind the last record that a row covers.
+pub fn end_of(row: &[u8]) -> Result<u64, StoreError> {
+    let mut rest = row;
+    if rest.try_get_u8() != Ok(FORMAT) {
+        return Err(damaged("a users' log in an unknown format"));
+    }
+    decode_varint(&mut rest).map_err(|_| damaged("a users' log that breaks off"))
 }
 
 /// What a row has of a user.

@@ -25,6 +25,7 @@ pub async fn all(port: Arc<dyn Ledger>, run: &str, number: u32) {
     requests_are_found_by_their_dedupe_key(&*port, &tenant("dedupe"), &tenant("dedupe-other"), number).await;
     receipts_of_a_request_are_paged(&*port, &tenant("receipts"), number).await;
     a_users_day_is_found(&*port, &tenant("user"), number).await;
+    a_users_hour_is_newest_first(&*port, &tenant("hour"), number).await;
     a_flush_in_other_groups_changes_nothing(&*port, &tenant("replay"), number).await;
     foreign_tokens_are_refused(&*port, &tenant("tokens")).await;
 }
@@ -246,15 +247,30 @@ async fn a_users_day_is_found(port: &dyn Ledger, tenant: &TenantId, run: u32) {
     for limit in [1, 5, 100] {
         for user in ["user-3", "user-33"] {
             let rows = read_all(port, tenant, &of_user(user, NOW_MS + HOUR_MS, NOW_MS + 25 * HOUR_MS), limit).await;
-            let mut hours: Vec<_> = rows.iter().map(|row| (row.shared.ended_ms - NOW_MS) / HOUR_MS).collect();
-            hours.sort_unstable();
-            assert_eq!(hours, (1..25).collect::<Vec<_>>(), "{user} by pages of {limit}");
+            let hours: Vec<_> = rows.iter().map(|row| (row.shared.ended_ms - NOW_MS) / HOUR_MS).collect();
+            assert_eq!(hours, (1..25).rev().collect::<Vec<_>>(), "{user} by pages of {limit}, newest first");
             assert!(rows.iter().all(|row| row.user_id == user));
         }
     }
     assert_eq!(read_all(port, tenant, &of_user("user-3", NOW_MS, NOW_MS + 1), 9).await.len(), 1);
     assert!(read_all(port, tenant, &of_user("user-3", NOW_MS + 1, NOW_MS + HOUR_MS), 9).await.is_empty());
     assert!(read_all(port, tenant, &of_user("nobody", NOW_MS, NOW_MS + 24 * HOUR_MS), 9).await.is_empty());
+}
+
+/// Receipts of one hour come from every partition in turn.
+async fn a_users_hour_is_newest_first(port: &dyn Ledger, tenant: &TenantId, run: u32) {
+    let second = |n: u64| NOW_MS + n * 1_000;
+    for n in 0..12u64 {
+        let id = notification(tenant, run, n);
+        // A place on the log is one tenant's only; the other tests use smaller ones.
+        let records = vec![(1_000 + n, vec![receipts(tenant, &id, &users(0, 3), second(n))])];
+        port.apply(Flush { partition: (n % 4) as u32, receipts: records, ..Flush::default() }).await.unwrap();
+    }
+    for limit in [1, 3, 5, 100] {
+        let rows = read_all(port, tenant, &of_user("user-1", NOW_MS, NOW_MS + HOUR_MS / 2), limit).await;
+        let ended: Vec<u64> = rows.iter().map(|row| row.shared.ended_ms).collect();
+        assert_eq!(ended, (0..12).rev().map(second).collect::<Vec<_>>(), "by pages of {limit}");
+    }
 }
 
 async fn a_flush_in_other_groups_changes_nothing(port: &dyn Ledger, tenant: &TenantId, run: u32) {

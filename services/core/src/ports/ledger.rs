@@ -125,7 +125,8 @@ pub trait Ledger: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Result<Page<RequestRow>, ForeignToken>, StoreError>;
 
-    /// A tenant's receipts. The store filters by scope only; a bounded amount is scanned.
+    /// A tenant's receipts, a user's newest first: in the order of the times at which they ended, but for those that
+    /// were booked in another order. The store filters by scope only; a bounded amount is scanned.
     async fn receipts(
         &self,
         tenant: &TenantId,

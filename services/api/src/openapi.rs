@@ -12,7 +12,7 @@ use crate::{
     present::holds_either,
     rejection::PROBLEM_JSON,
     request_id::REQUEST_ID,
-    routes::{Route, Serves},
+    routes::{ProcessCall, Route, Serves},
 };
 
 /// Where schemas are in the document.
@@ -79,6 +79,7 @@ fn tags() -> Vec<Value> {
 fn operation(route: &Route) -> Value {
     match &route.serves {
         Serves::Page { summary, media_type } => page(route, summary, media_type),
+        Serves::Process(call) => process(route, call),
         Serves::Rpc(name) => match method(name) {
             Some(method) => call(route, &method),
             // A test goes through the table of the real router; see `unknown_methods`.
@@ -91,7 +92,7 @@ fn operation(route: &Route) -> Value {
 pub fn unknown_methods(table: &[Route]) -> Vec<&'static str> {
     let rpcs = table.iter().filter_map(|route| match route.serves {
         Serves::Rpc(name) => Some(name),
-        Serves::Page { .. } => None,
+        Serves::Process(_) | Serves::Page { .. } => None,
     });
     rpcs.filter(|name| method(name).is_none()).collect()
 }
@@ -108,8 +109,6 @@ fn page(route: &Route, summary: &str, media_type: &str) -> Value {
 }
 
 fn call(route: &Route, method: &MethodDescriptor) -> Value {
-    let text = comment(&method.parent_file(), method.path());
-    let summary = text.split_inclusive('.').next().unwrap_or_default().trim_end_matches('.');
     let (request, response) = (method.input(), method.output());
     let media_type = if method.is_server_streaming() { "text/event-stream" } else { "application/json" };
     let answer = json!({
@@ -117,19 +116,47 @@ fn call(route: &Route, method: &MethodDescriptor) -> Value {
         "headers": {REQUEST_ID.as_str(): {"schema": {"type": "string"}}},
         "content": {media_type: {"schema": reference(response.name())}},
     });
+    let text = comment(&method.parent_file(), method.path());
+    let takes = route.has_body().then(|| reference(request.name()));
+    let name = (method.parent_service().name().to_owned(), method.name().to_owned());
+    described(route, name, &text, parameters(route, &request), takes, answer)
+}
+
+/// A call of one process, whose schemas are its own.
+fn process(route: &Route, call: &ProcessCall) -> Value {
+    // The texts are our own; a test reads those of the real routes.
+    let schema = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default();
+    let (service, name) = call.name.split_once('.').unwrap_or(("Admin", call.name));
+    let answer = json!({
+        "description": format!("What {name} answers."),
+        "headers": {REQUEST_ID.as_str(): {"schema": {"type": "string"}}},
+        "content": {"application/json": {"schema": schema(call.answers)}},
+    });
+    let parameters = vec![json!({"$ref": "#/components/parameters/Tenant"})];
+    let name = (service.to_owned(), name.to_owned());
+    described(route, name, call.text, parameters, call.takes.map(schema), answer)
+}
+
+fn described(
+    route: &Route,
+    (service, name): (String, String),
+    text: &str,
+    parameters: Vec<Value>,
+    takes: Option<Value>,
+    answer: Value,
+) -> Value {
     let mut operation = json!({
-        "operationId": method.name(),
-        "tags": [method.parent_service().name()],
-        "summary": summary,
+        "operationId": name,
+        "tags": [service],
+        "summary": text.split_inclusive('.').next().unwrap_or_default().trim_end_matches('.'),
         "description": text,
-        "parameters": parameters(route, &request),
+        "parameters": parameters,
         "responses": {
             route.status.to_string(): answer,
             "default": {"$ref": "#/components/responses/Problem"},
         },
     });
-    if route.has_body() {
-        let schema = reference(request.name());
+    if let Some(schema) = takes {
         operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": schema}}});
     }
     operation

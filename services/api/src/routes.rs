@@ -14,6 +14,8 @@ use http::Method;
 pub enum Serves {
     /// A method of the protobuf API, such as `Users.PutUser`.
     Rpc(&'static str),
+    /// A call to the one process that answers it, such as a backup of its disk. It has no gRPC face.
+    Process(ProcessCall),
     /// Something beside the protobuf API.
     Page {
         /// What it is, in a few words.
@@ -21,6 +23,19 @@ pub enum Serves {
         /// Of what it answers.
         media_type: &'static str,
     },
+}
+
+/// A call to one process; see [`Serves::Process`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessCall {
+    /// Its name, as a method's: `Admin.CreateBackup`.
+    pub name: &'static str,
+    /// What it does, in a sentence or two.
+    pub text: &'static str,
+    /// The JSON Schema of its body, if it has one.
+    pub takes: Option<&'static str>,
+    /// The JSON Schema of its answer.
+    pub answers: &'static str,
 }
 
 /// One route.
@@ -46,6 +61,12 @@ impl Route {
     /// A route of a method of the API.
     pub const fn rpc(method: Method, path: &'static str, rpc: &'static str) -> Self {
         let serves = Serves::Rpc(rpc);
+        Self { method, path, serves, status: 200, query: &[], headers: &[], max_body_bytes: None }
+    }
+
+    /// A route of a call to one process.
+    pub const fn process(method: Method, path: &'static str, call: ProcessCall) -> Self {
+        let serves = Serves::Process(call);
         Self { method, path, serves, status: 200, query: &[], headers: &[], max_body_bytes: None }
     }
 

@@ -1,7 +1,7 @@
 //! Backups of a running process: an operator asks for one with `POST /v1/admin/backups`.
 //!
 //! The files are written by the process that has the data open, on its own machine. So this is a call to one process,
-//! beside `/metrics`, and no part of the API of the roles; it has no gRPC face.
+//! and no part of the API of the roles; it has no gRPC face.
 
 use std::{
     path::Path,
@@ -14,16 +14,15 @@ use std::{
 
 use anyhow::Context;
 use axum::{
-    Router,
     extract::{FromRef, State},
-    http::StatusCode,
+    http::{Method, StatusCode},
     response::Response,
-    routing::post,
 };
 use herald_api::{
     auth::{Authenticated, Authenticator},
     json::{Json, answer},
     rejection::Rejection,
+    routes::{ProcessCall, Route, Routes},
 };
 use herald_core::{
     clock::World,
@@ -66,16 +65,45 @@ impl Backups {
     }
 }
 
+const PATH: &str = "/v1/admin/backups";
+
+const CREATE: ProcessCall = ProcessCall {
+    name: "Admin.CreateBackup",
+    text: "Copies the data of the process that answers, as of one instant, into a directory on its machine. It is \
+        answered with 202 where it takes longer than 20 seconds, and goes on.",
+    takes: Some(
+        r#"{"type": "object", "required": ["directory"], "additionalProperties": false, "properties": {
+            "directory": {"type": "string", "description": "A new or an empty directory, as an absolute path."}}}"#,
+    ),
+    answers: BACKUP,
+};
+
+const GET: ProcessCall = ProcessCall {
+    name: "Admin.GetBackup",
+    text: "How far the backup is that was begun last.",
+    takes: None,
+    answers: BACKUP,
+};
+
+/// The schema of a [`BackupView`].
+const BACKUP: &str = r#"{"type": "object",
+    "required": ["directory", "state", "bytes", "rows", "duration_ms", "error"], "properties": {
+        "directory": {"type": "string", "description": "Where it is."},
+        "state": {"type": "string", "enum": ["running", "complete", "failed"]},
+        "bytes": {"type": "integer", "description": "Its size, once it is complete."},
+        "rows": {"type": "integer", "description": "Rows of the stores in it, once it is complete."},
+        "duration_ms": {"type": "integer", "description": "How long it took, once it has ended."},
+        "error": {"type": ["string", "null"], "description": "Why it failed, if it did."}}}"#;
+
 /// The routes of operators.
 ///
 /// `last_backup_ms` is set to the time of each one that is complete.
-pub fn router(backups: Backups, authenticator: Authenticator, last_backup_ms: Arc<AtomicU64>) -> Router {
-    Router::new().route("/v1/admin/backups", post(create).get(last)).with_state(Deps {
-        backups,
-        authenticator,
-        last: Arc::new(watch::Sender::new(None)),
-        last_backup_ms,
-    })
+pub fn routes(backups: Backups, authenticator: Authenticator, last_backup_ms: Arc<AtomicU64>) -> Routes {
+    let last_begun = Arc::new(watch::Sender::new(None));
+    Routes::new()
+        .on(Route::process(Method::POST, PATH, CREATE), create)
+        .on(Route::process(Method::GET, PATH, GET), last)
+        .with_state(Deps { backups, authenticator, last: last_begun, last_backup_ms })
 }
 
 #[derive(Clone)]
@@ -237,4 +265,21 @@ pub fn take_offline(data: &Path, to: &Path, world: &World) -> anyhow::Result<Man
     let taken = embedded.backups(0, world).take(to).with_context(|| format!("no backup into {}", to.display()));
     let closed = embedded.close();
     taken.and_then(|manifest| closed.map(|()| manifest))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn the_schemas_are_those_of_what_is_taken_and_answered() {
+        let keys = |object: &Value| object.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let schema: Value = serde_json::from_str(BACKUP).unwrap();
+        assert_eq!(keys(&schema["properties"]), keys(&serde_json::to_value(running("/x")).unwrap()));
+        let taken: Value = serde_json::from_str(CREATE.takes.unwrap()).unwrap();
+        let body: BackupBody = serde_json::from_str(r#"{"directory": "/x"}"#).unwrap();
+        assert_eq!((keys(&taken["properties"]), body.directory.as_str()), (vec!["directory".to_owned()], "/x"));
+    }
 }

@@ -111,7 +111,7 @@ impl Node {
         });
         let backups = embedded.backups(config.disk.low_water_bytes, &world);
         let authenticator = Authenticator::new(roles.policy.clone(), world.clock.clone());
-        let backups = backup::router(backups, authenticator, last_backup_ms);
+        let backups = backup::routes(backups, authenticator, last_backup_ms);
         let extra = control_plane_routes(&roles, &backends, &world).merge(backups);
         let (extra, ops_server) = match ops_listener {
             None => (extra.merge(ops), None),

@@ -76,6 +76,8 @@ fn cases(owned: &Owned) -> Vec<Case> {
         ("Admin.PutSwitch", json!({"scope": {"tenant": "demo"}, "state": "off"}), Refused),
         ("Admin.ListSwitches", json!({}), Refused),
         ("Admin.DeleteSwitch", json!({"id": "sw_0"}), Refused),
+        ("Admin.CreateBackup", json!({"directory": "/nowhere"}), Refused),
+        ("Admin.GetBackup", json!({}), Refused),
         ("Admin.ListAudit", json!({"tenant": "demo"}), Refused),
         ("Notifications.NotifyBatch", json!({"notifications": [notify]}), Home),
         ("Notifications.NotifyStream", notify, Home),

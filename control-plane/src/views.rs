@@ -1,4 +1,6 @@
 //! The JSON of templates, tenants, keys and limits, as `api.md`'s HTTP face has it: every field is there, also when it is false.
+//!
+//! A body has the name of its message, whose fields tell what is said of a value that does not fit.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +21,7 @@ use crate::{
 
 /// The body of `PUT /v1/templates/{template_id}`: a [`TemplateSource`], and the fields that gRPC's message has besides.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename = "herald.v1.PutTemplateRequest")]
 pub struct TemplateBody {
     /// As in the path, if given.
     pub template_id: Option<String>,
@@ -97,7 +99,7 @@ pub struct TemplatesView {
 
 /// The body of a preview.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename = "herald.v1.PreviewTemplateRequest")]
 pub struct PreviewBody {
     /// As in the path, if given.
     pub template_id: Option<String>,
@@ -144,7 +146,7 @@ pub struct PreviewView {
 
 /// The body of a publication or a rollback.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename = "herald.v1.TemplateVersionRequest")]
 pub struct VersionBody {
     /// As in the path, if given.
     pub template_id: Option<String>,
@@ -154,7 +156,7 @@ pub struct VersionBody {
 
 /// The body of `PUT /v1/admin/tenants/{tenant_id}`.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename = "herald.v1.Tenant")]
 pub struct TenantBody {
     /// As in the path, if given.
     pub tenant_id: Option<String>,
@@ -182,7 +184,7 @@ impl From<QuotaBody> for NewQuota {
 
 /// The body of `PUT /v1/admin/limits`.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename = "herald.v1.PutLimitRequest")]
 pub struct LimitBody {
     /// Required; `{}` is about everything.
     pub scope: Option<ScopeBody>,
@@ -275,7 +277,7 @@ pub struct TenantsView {
 
 /// The body of `POST /v1/admin/keys`.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename = "herald.v1.CreateKeyRequest")]
 pub struct KeyBody {
     /// Absent for an operator's key.
     pub tenant_id: Option<String>,
@@ -363,6 +365,34 @@ impl From<KeyRow> for KeyView {
             scopes: row.scopes,
             created_at: timestamp(row.created_ms),
             expires_at: row.expires_ms.map(timestamp),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use herald_api::json::parse;
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+
+    /// Only where the message of a body's name is found is there an example.
+    #[test]
+    fn each_body_is_explained_by_its_message() {
+        fn detail<T: DeserializeOwned>(field: &str) -> String {
+            let text = format!("{{\"{field}\": true}}");
+            let problem = parse::<T>(text.as_bytes()).err().expect("it does not fit");
+            problem.errors()[0].detail.clone()
+        }
+        for detail in [
+            detail::<TemplateBody>("category"),
+            detail::<PreviewBody>("locale"),
+            detail::<VersionBody>("version"),
+            detail::<TenantBody>("name"),
+            detail::<LimitBody>("per_second"),
+            detail::<KeyBody>("expires_at"),
+        ] {
+            assert!(detail.starts_with("Found true; expected a") && detail.contains(", such as "), "{detail}");
         }
     }
 }

@@ -5,11 +5,13 @@ use axum::{
     extract::{FromRequest, Request},
     response::{IntoResponse, Response},
 };
-use herald_core::problem::{FieldError, Kind, Problem};
+use herald_core::problem::{Kind, Problem};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
 
-use crate::{present::Present, rejection::Rejection};
+pub use crate::explain::LOSES_DIGITS;
+use crate::{explain::explain, present::Present, rejection::Rejection};
 
 /// A JSON body, as an extractor; its size is limited by [`axum::extract::DefaultBodyLimit`]. As an answer it is 200.
 #[derive(Debug, Clone)]
@@ -19,13 +21,25 @@ pub struct Json<T>(pub T);
 #[derive(Debug, Clone)]
 pub struct OptionalJson<T>(pub T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+/// The text of a JSON body, as an extractor, for handlers that read it by themselves.
+#[derive(Debug, Clone)]
+pub struct JsonText(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for JsonText {
     type Rejection = Rejection;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Rejection> {
         check_media_type(request.headers())?;
-        let body = body(request, state).await?;
-        Ok(Self(parse(&body)?))
+        Ok(Self(body(request, state).await?))
+    }
+}
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = Rejection;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Rejection> {
+        let JsonText(text) = JsonText::from_request(request, state).await?;
+        Ok(Self(parse(&text)?))
     }
 }
 
@@ -129,69 +143,26 @@ pub fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(text).map_err(|error| explain::<T>(text, &error))
 }
 
-fn explain<T: DeserializeOwned>(text: &[u8], error: &serde_json::Error) -> Problem {
-    if error.is_syntax() || error.is_eof() {
-        let detail = match std::str::from_utf8(text) {
-            Err(at) => format!("The body is not UTF-8 from byte {} on.", at.valid_up_to()),
-            Ok(_) => format!("The body is not valid JSON: {error}."),
-        };
-        return Problem::new(Kind::Malformed, "malformed_json", detail);
-    }
-    let mut deserializer = serde_json::Deserializer::from_slice(text);
-    let Err(traced) = serde_path_to_error::deserialize::<_, T>(&mut deserializer) else {
-        return Problem::new(Kind::Malformed, "malformed_json", format!("The body is not valid JSON: {error}."));
+/// Reads the items of a batch. A good body is read once; where something in it does not fit, each item is read for
+/// itself, so that one which is malformed takes no other with it.
+///
+/// `B` is the batch and `R` its outline, of which `raw` gives the items as they are written.
+///
+/// # Errors
+/// As [`parse`], where not even the outline can be read or it has more than `max` items.
+pub fn parse_items<'t, B: DeserializeOwned, R: Deserialize<'t>, I: DeserializeOwned>(
+    text: &'t [u8],
+    max: usize,
+    items: impl FnOnce(B) -> Vec<I>,
+    raw: impl FnOnce(R) -> Vec<&'t RawValue>,
+) -> Result<Vec<Result<I, Problem>>, Problem> {
+    let error = match serde_json::from_slice(text) {
+        Ok(batch) => return Ok(items(batch).into_iter().map(Ok).collect()),
+        Err(error) => error,
     };
-    let path = traced.path().to_string();
-    let path = if path == "." { String::new() } else { path };
-    Problem::malformed(vec![field_error(&path, &traced.inner().to_string())])
-}
-
-/// The messages are those of serde's own errors, which have had the same form since its first release.
-fn field_error(path: &str, message: &str) -> FieldError {
-    let message = message.split(" at line ").next().unwrap_or(message);
-    let named = |prefix: &str| message.strip_prefix(prefix)?.split('`').next();
-    let join = |name: &str| match path.rsplit('.').next() {
-        Some(last) if last == name => path.to_owned(),
-        _ if path.is_empty() => name.to_owned(),
-        _ => format!("{path}.{name}"),
-    };
-    if let Some(name) = named("unknown field `") {
-        return FieldError::new(join(name), "unknown_field", "There is no such field.");
-    }
-    if let Some(name) = named("missing field `") {
-        return FieldError::new(join(name), "required", "This field is required.");
-    }
-    if let Some(name) = named("duplicate field `") {
-        return FieldError::new(join(&snake_case(name)), "duplicate_field", "The field is there twice.");
-    }
-    // What was found may be personal data; only what was expected is repeated.
-    let expected = message.rsplit_once("expected ").map(|(_, expected)| expected);
-    let (code, detail) = match (message.starts_with("invalid type"), expected) {
-        (true, Some(expected)) => ("invalid_type", format!("Expected {}.", readable(expected))),
-        (false, Some(expected)) => ("invalid_value", format!("Expected {}.", readable(expected))),
-        _ => ("invalid_value", "The value does not fit.".to_owned()),
-    };
-    FieldError::new(path, code, detail)
-}
-
-/// The generated code names a duplicate in camel case.
-fn snake_case(name: &str) -> String {
-    let mut snake = String::with_capacity(name.len() + 4);
-    for letter in name.chars() {
-        if letter.is_ascii_uppercase() {
-            snake.push('_');
-        }
-        snake.push(letter.to_ascii_lowercase());
-    }
-    snake
-}
-
-/// `struct herald.v1.NotifyRequest` is an object to a reader of JSON.
-fn readable(expected: &str) -> &str {
-    match expected {
-        _ if expected.starts_with("struct ") || expected == "a map" => "an object",
-        "a sequence" => "a list",
-        _ => expected,
+    match serde_json::from_slice(text).map(raw) {
+        Ok(raw) if raw.len() <= max => Ok(raw.into_iter().map(|item| parse(item.get().as_bytes())).collect()),
+        _ => Err(explain::<B>(text, &error)),
     }
 }
 
@@ -201,48 +172,35 @@ mod tests {
 
     use super::*;
 
-    fn error(text: &str) -> (&'static str, String, &'static str) {
-        let problem = parse::<v1::NotifyRequest>(text.as_bytes()).unwrap_err();
-        assert_eq!(problem.kind(), Kind::Malformed, "{text}");
-        let (field, code) = problem.errors().first().map_or((String::new(), ""), |e| (e.field.clone(), e.code));
-        (problem.code(), field, code)
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Outline<'t> {
+        #[serde(borrow)]
+        notifications: Vec<&'t RawValue>,
+    }
+
+    fn batch(text: &str, max: usize) -> Result<Vec<Result<v1::NotifyRequest, Problem>>, Problem> {
+        let items = |batch: v1::NotifyBatchRequest| batch.notifications;
+        parse_items(text.as_bytes(), max, items, |outline: Outline<'_>| outline.notifications)
     }
 
     #[test]
-    fn an_error_names_the_path_of_its_field() {
-        for (text, field, code) in [
-            (r#"{"nope": 1}"#, "nope", "unknown_field"),
-            (r#"{"audience": {"user": ["a"]}}"#, "audience.user", "unknown_field"),
-            (
-                r#"{"audience": {"inline": [{"endpoints": [{"chanel": "x"}]}]}}"#,
-                "audience.inline[0].endpoints[0].chanel",
-                "unknown_field",
-            ),
-            (r#"{"template_id": 5}"#, "template_id", "invalid_type"),
-            (r#"{"template_id": "a", "template_id": "b"}"#, "template_id", "duplicate_field"),
-            (r#"{"audience": {"users": ["a", 5]}}"#, "audience.users[1]", "invalid_type"),
-            (r#"{"template_version": -1}"#, "template_version", "invalid_value"),
-            (r#"{"send_at": "tomorrow"}"#, "send_at", "invalid_value"),
-            (r#"{"ttl": "abc"}"#, "ttl", "invalid_value"),
-            (r#"{"ttl": 5}"#, "ttl", "invalid_type"),
-            (r#"{"data": []}"#, "data", "invalid_type"),
-            (r#"{"data": {"n": 18446744073709551615}}"#, "data.n", "invalid_value"),
-            (r#"{"metadata": {"a": 1}}"#, "metadata.a", "invalid_type"),
-            (r#"[]"#, "", "invalid_type"),
+    fn a_malformed_item_takes_no_other_with_it() {
+        let items = batch(r#"{"notifications": [{"template_id": "a"}, {"ttl": "1d"}, 5, {"template_id": "b"}]}"#, 4);
+        let items = items.unwrap();
+        assert_eq!((&*items[0].as_ref().unwrap().template_id, &*items[3].as_ref().unwrap().template_id), ("a", "b"));
+        let field = |i: usize| items[i].as_ref().unwrap_err().errors()[0].field.as_str();
+        assert_eq!((field(1), field(2)), ("ttl", ""));
+        for (text, code) in [
+            (r#"{"notifications": [{"ttl": 1}], "nope": 1}"#, "invalid_argument"),
+            (r#"{"notifications": [{"ttl": 1}], "notifications": []}"#, "invalid_argument"),
+            (r#"{"users": [{"ttl": 1}]}"#, "invalid_argument"),
+            (r#"{"notifications": {}}"#, "invalid_argument"),
+            (r#"{"notifications": [{"ttl": 1}, {"ttl": 1}, {}]}"#, "invalid_argument"),
+            (r#"{"notifications": [{}, {]}"#, "malformed_json"),
         ] {
-            assert_eq!(error(text), ("invalid_argument", field.to_owned(), code), "{text}");
+            assert_eq!(batch(text, 2).unwrap_err().code(), code, "{text}");
         }
-    }
-
-    #[test]
-    fn what_is_no_json_is_said_to_be_none() {
-        for text in ["", "{", "{\"template_id\": }", "{} {}", "nul", "{\"template_id\": \"\u{1}\"}"] {
-            assert_eq!(error(text).0, "malformed_json", "{text}");
-        }
-        let problem = parse::<v1::NotifyRequest>(b"{\"template_id\": \"\xff\"}").unwrap_err();
-        assert_eq!(problem.code(), "malformed_json");
-        let deep = format!("{{\"data\": {}1{}}}", "{\"a\":".repeat(500), "}".repeat(500));
-        assert_eq!(error(&deep).0, "malformed_json", "nesting is bounded");
     }
 
     #[test]

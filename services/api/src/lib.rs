@@ -8,6 +8,7 @@ pub mod audit;
 pub mod auth;
 pub mod descriptors;
 pub mod docs;
+mod explain;
 pub mod finish;
 pub mod json;
 pub mod openapi;

@@ -6,7 +6,21 @@ use axum::extract::FromRequestParts;
 use herald_core::problem::{FieldError, Problem};
 use http::request::Parts;
 
-use crate::{rejection::Rejection, time};
+use crate::{explain::MAX_REPEATED_CHARS, rejection::Rejection, time};
+
+/// What a parameter can be besides a text and a time.
+pub trait Parameter: FromStr {
+    /// What it is in words, with an example.
+    const EXPECTED: &'static str;
+}
+
+impl Parameter for bool {
+    const EXPECTED: &'static str = "true or false";
+}
+
+impl Parameter for u32 {
+    const EXPECTED: &'static str = "a whole number, such as 50";
+}
 
 /// The parameters of a request. Take each that the route knows, then call [`Query::finish`]: what is left is unknown.
 #[derive(Debug, Clone, Default)]
@@ -36,22 +50,23 @@ impl Query {
     }
 
     /// A number, `true` or `false`.
-    pub fn value<T: FromStr>(&mut self, name: &str) -> Option<T> {
-        let text = self.text(name)?;
-        let value = text.parse().ok();
-        if value.is_none() {
-            self.errors.push(FieldError::new(name, "invalid_value", "The value does not fit."));
-        }
-        value
+    pub fn value<T: Parameter>(&mut self, name: &str) -> Option<T> {
+        self.read(name, T::EXPECTED, |text| text.parse().ok())
     }
 
     /// A time in RFC 3339.
     pub fn timestamp(&mut self, name: &str) -> Option<pbjson_types::Timestamp> {
         // A plus sign that was not escaped has become a space.
-        let text = self.text(name)?.replace(' ', "+");
-        let value = time::parse(&text);
+        let expected = "a time as RFC 3339 has it, such as 2026-01-31T08:00:00Z";
+        self.read(name, expected, |text| time::parse(&text.replace(' ', "+")))
+    }
+
+    fn read<T>(&mut self, name: &str, expected: &str, read: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+        let text = self.text(name)?;
+        let value = read(&text);
         if value.is_none() {
-            self.errors.push(FieldError::new(name, "invalid_value", "Expected a time as RFC 3339 has it."));
+            let found: String = text.chars().take(MAX_REPEATED_CHARS).collect();
+            self.errors.push(FieldError::new(name, "invalid_value", format!("Found {found:?}; expected {expected}.")));
         }
         value
     }
@@ -89,6 +104,7 @@ mod tests {
         assert_eq!(query.text("a").as_deref(), Some("1"));
         let problem = query.finish().unwrap_err();
         let errors: Vec<_> = problem.errors().iter().map(|e| (e.field.as_str(), e.code)).collect();
+        assert_eq!(problem.errors()[1].detail, "Found \"x\"; expected a whole number, such as 50.");
         assert_eq!(errors, [("a", "duplicate_field"), ("page_size", "invalid_value"), ("nope", "unknown_field")]);
     }
 }

@@ -78,7 +78,9 @@ pub fn of_status(status: StatusCode) -> Problem {
         429 => Problem::new(Kind::TooMany, "too_many_requests", "Too many calls.").with_retry_after(1),
         503 => Problem::unavailable("The service is unavailable."),
         500..600 => Problem::new(Kind::Internal, "internal", "Something went wrong on our side."),
-        _ => Problem::new(Kind::Malformed, "malformed", "The request is malformed."),
+        _ => {
+            Problem::new(Kind::Malformed, "malformed", "The request cannot be read. A path is UTF-8, percent-encoded.")
+        }
     }
 }
 

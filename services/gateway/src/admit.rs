@@ -104,7 +104,8 @@ impl Draft {
             None => b"{}".to_vec(),
         };
         check_metadata(&request.metadata, limits, &mut errors);
-        check_idempotency_key(request.idempotency_key.as_deref(), &mut errors);
+        let key = request.idempotency_key.as_deref().map(|key| check_idempotency_key("idempotency_key", key));
+        errors.extend(key.and_then(Result::err));
         let lane = check_priority(request.priority.as_deref(), &mut errors);
         let ttl_ms = check_ttl(request.ttl.as_ref(), limits, &mut errors);
         let send_at_ms = check_send_at(request.send_at.as_ref(), &mut errors);
@@ -466,12 +467,16 @@ fn check_metadata(metadata: &BTreeMap<String, String>, limits: &NotificationLimi
     }
 }
 
-fn check_idempotency_key(key: Option<&str>, errors: &mut Vec<FieldError>) {
-    let Some(key) = key else { return };
+/// Checks an idempotency key, in the field or the header of this name.
+///
+/// # Errors
+/// Where it is empty, too long, or has other characters than printable ASCII.
+pub fn check_idempotency_key(field: &str, key: &str) -> Result<(), FieldError> {
     if key.is_empty() || key.len() > MAX_KEY_BYTES || !key.bytes().all(|b| (0x20..0x7f).contains(&b)) {
-        let detail = "An idempotency key has 1 to 255 printable ASCII characters.";
-        errors.push(FieldError::new("idempotency_key", "invalid_value", detail));
+        let detail = "An idempotency key has 1 to 255 printable ASCII characters, such as comment-17.";
+        return Err(FieldError::new(field, "invalid_value", detail));
     }
+    Ok(())
 }
 
 fn check_priority(priority: Option<&str>, errors: &mut Vec<FieldError>) -> Lane {
@@ -570,7 +575,7 @@ fn check_data(template: &Template, data: &[u8]) -> Result<(), Problem> {
     template.check_data(&data).map_err(|errors| {
         let fields: Vec<FieldError> = errors
             .into_iter()
-            .map(|error| FieldError::new(format!("data{}", error.pointer), "data_schema", error.detail))
+            .map(|error| FieldError::new(format!("/data{}", error.pointer), "data_schema", error.detail))
             .collect();
         let places: Vec<&str> = fields.iter().map(|field| field.field.as_str()).collect();
         let detail = format!("`data` does not fit the template's data_schema at {}.", places.join(", "));

@@ -4,25 +4,27 @@
 
 use std::collections::HashMap;
 
+use herald_api::json::LOSES_DIGITS;
 use herald_core::problem::FieldError;
 use pbjson_types::{ListValue, Struct, Value, value::Kind};
 
 /// Objects and lists within one another.
 pub const MAX_DEPTH: usize = 32;
 
-/// A whole number up to this is exact as a float.
-const EXACT: f64 = 9_007_199_254_740_992.0;
+/// Whole numbers below this are exact as floats; from it on nobody knows which digits were meant.
+const INEXACT_FROM: f64 = 9_007_199_254_740_992.0;
 
 /// What cannot be written, and the path to it.
 enum Fault {
     Depth(String),
     NotFinite(String),
+    Inexact(String),
 }
 
 /// The JSON text of an object.
 ///
 /// # Errors
-/// The field where it is nested too deeply, holds a number that JSON has not, or is too large.
+/// The field where it is nested too deeply, holds a number that JSON has not or that lost digits, or is too large.
 pub fn to_json(field: &str, object: &Struct, max_bytes: usize) -> Result<Vec<u8>, FieldError> {
     let mut out = Vec::with_capacity(128);
     write_object(&object.fields, &mut out, 1).map_err(|fault| match fault {
@@ -33,6 +35,7 @@ pub fn to_json(field: &str, object: &Struct, max_bytes: usize) -> Result<Vec<u8>
         Fault::NotFinite(path) => {
             FieldError::new(format!("{field}{path}"), "invalid_value", "JSON has no infinity and no NaN.")
         }
+        Fault::Inexact(path) => FieldError::new(format!("{field}{path}"), "out_of_range", LOSES_DIGITS),
     })?;
     if out.len() > max_bytes {
         let detail = format!("It has {} bytes as JSON; at most {max_bytes} are allowed.", out.len());
@@ -89,8 +92,11 @@ fn write_number(number: f64, out: &mut Vec<u8>) -> Result<(), Fault> {
     if !number.is_finite() {
         return Err(Fault::NotFinite(String::new()));
     }
+    if number.abs() >= INEXACT_FROM {
+        return Err(Fault::Inexact(String::new()));
+    }
     // A vector takes any text.
-    let _ = if number.fract() == 0.0 && number.abs() <= EXACT {
+    let _ = if number.fract() == 0.0 {
         serde_json::to_writer(out, &(number as i64))
     } else {
         serde_json::to_writer(out, &number)
@@ -116,6 +122,7 @@ impl Fault {
         match self {
             Self::Depth(path) => Self::Depth(format!("{step}{path}")),
             Self::NotFinite(path) => Self::NotFinite(format!("{step}{path}")),
+            Self::Inexact(path) => Self::Inexact(format!("{step}{path}")),
         }
     }
 }
@@ -156,7 +163,7 @@ mod tests {
             text(json!({"b": [1, 2.5, -3.0, null, true], "a": {"z": "\"\n", "é": ""}})),
             r#"{"a":{"z":"\"\n","é":""},"b":[1,2.5,-3,null,true]}"#
         );
-        assert_eq!(text(json!({"n": 9_007_199_254_740_991u64, "m": 1e300})), r#"{"m":1e+300,"n":9007199254740991}"#);
+        assert_eq!(text(json!({"n": 9_007_199_254_740_991u64, "m": 0.25})), r#"{"m":0.25,"n":9007199254740991}"#);
         assert_eq!(text(json!({})), "{}");
     }
 
@@ -173,6 +180,13 @@ mod tests {
         let list = Value { kind: Some(Kind::ListValue(ListValue { values: vec![nan] })) };
         let object = Struct { fields: [("x".to_owned(), list)].into() };
         assert_eq!(to_json("data", &object, 10).unwrap_err().field, "data.x[0]");
+        // Beyond 64 bits a whole number comes as a float; so does every number over gRPC.
+        for lossy in [9_007_199_254_740_992.0, -1e20] {
+            let object = Struct { fields: [("id".to_owned(), Value::from(lossy))].into() };
+            let error = to_json("attributes", &object, 100).unwrap_err();
+            assert_eq!((error.field.as_str(), error.code), ("attributes.id", "out_of_range"));
+            assert!(error.detail.contains("as a string"));
+        }
         let large = Struct { fields: [("x".to_owned(), Value::from("y".repeat(100)))].into() };
         assert_eq!(to_json("data", &large, 50).unwrap_err().code, "too_large");
     }

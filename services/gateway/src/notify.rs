@@ -80,14 +80,14 @@ impl Gateway {
         Ok(Accepted { id, deduplicated: false })
     }
 
-    /// Accepts many notifications with one append.
+    /// Accepts many notifications with one append; one that could not be read is answered with its problem.
     ///
     /// # Errors
     /// As [`Gateway::notify`] for each; for the whole where there are too many, or where the log did not take them.
     pub async fn notify_batch(
         &self,
         who: &Authenticated,
-        requests: Vec<v1::NotifyRequest>,
+        requests: Vec<Result<v1::NotifyRequest, Problem>>,
         trace: Option<&str>,
     ) -> Result<Answers, Problem> {
         let tenant = who.caller.require(Scope::Notify)?;
@@ -102,7 +102,7 @@ impl Gateway {
         }
         let _slot = self.admission_slot()?;
         self.take_quota(&who.policy, tenant, requests.len())?;
-        let drafts: Vec<_> = requests.into_iter().map(|request| self.draft(&who.caller, request)).collect();
+        let drafts: Vec<_> = requests.into_iter().map(|request| self.draft(&who.caller, request?)).collect();
         if drafts.iter().flatten().any(|draft| draft.idempotency_key.is_some()) {
             self.accept_to_the_end(tenant, &who.policy, drafts, trace).await
         } else {

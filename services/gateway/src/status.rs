@@ -194,9 +194,9 @@ struct ReceiptFilter {
 impl ReceiptFilter {
     fn of(asked: &v1::ListReceiptsRequest) -> Result<Self, Problem> {
         let channel = asked.channel.as_deref().map(|name| {
-            channel_of_name(name)
-                .map(|channel| channel as i32)
-                .ok_or_else(|| Problem::field("channel", "invalid_value", "There is no such channel."))
+            channel_of_name(name).map(|channel| channel as i32).ok_or_else(|| {
+                Problem::field("channel", "invalid_value", "The channels are in_app, email, push and webhook.")
+            })
         });
         let state = asked.state.as_deref().map(|name| match name {
             "delivered" => Ok(State::Delivered),
@@ -230,7 +230,8 @@ impl ReceiptFilter {
 
 /// A request id as callers write it.
 pub fn parse_request_id(field: &str, text: &str) -> Result<NotificationId, Problem> {
-    text.parse().map_err(|_| Problem::field(field, "invalid_value", "Expected the id that a notify answered, a UUID."))
+    let detail = "Expected the id that a notify answered, a UUID such as 01a2153c-08ef-7aec-b41f-949c628679be.";
+    text.parse().map_err(|_| Problem::field(field, "invalid_value", detail))
 }
 
 fn time_filter(field: &str, at: Option<&pbjson_types::Timestamp>) -> Result<Option<u64>, Problem> {

@@ -33,7 +33,7 @@ use crate::{
     service::Gateway,
 };
 
-const MAX_USERS: usize = 1_000;
+pub(crate) const MAX_USERS: usize = 1_000;
 const MAX_MEMBERS: usize = 10_000;
 /// Attempts at a merge against other writers.
 const MAX_MERGES: usize = 16;
@@ -107,14 +107,14 @@ impl Gateway {
         })
     }
 
-    /// Replaces many profiles; each has its own result.
+    /// Replaces many profiles; each has its own result, also one that could not be read.
     ///
     /// # Errors
     /// 400 where there are none or too many.
     pub async fn put_users(
         &self,
         who: &Authenticated,
-        users: Vec<v1::PutUserRequest>,
+        users: Vec<Result<v1::PutUserRequest, Problem>>,
         request_id: &str,
     ) -> Result<v1::PutUsersResponse, Problem> {
         let tenant = who.caller.require(Scope::Users)?;
@@ -123,6 +123,10 @@ impl Gateway {
         let checked: Vec<(String, Result<(), Problem>)> = users
             .into_iter()
             .map(|request| {
+                let request = match request {
+                    Ok(request) => request,
+                    Err(problem) => return (String::new(), Err(problem)),
+                };
                 let (user_id, expect) = (request.user_id.clone(), request.version.map(u64::from));
                 let user = check_profile(request, &self.config.notification);
                 (user_id, user.map(|user| changes.push(PersonChange::Profile { user, expect })))

@@ -36,7 +36,8 @@ impl Notifications for Gateway {
     ) -> Result<Response<v1::NotifyBatchResponse>, Status> {
         let call = self.call(request)?;
         let trace = call.metadata.get("traceparent").and_then(|value| value.to_str().ok());
-        let answers = self.notify_batch(&call.who, call.message.notifications, trace).await;
+        let answers =
+            self.notify_batch(&call.who, call.message.notifications.into_iter().map(Ok).collect(), trace).await;
         let id = RequestId::text(&call.extensions);
         self.with_quota(&call.who, answer(answers.map(|answers| batch_response(answers, id)), &call.extensions))
     }
@@ -70,7 +71,7 @@ impl Notifications for Gateway {
                     let mut broken = None;
                     for message in chunk {
                         match message {
-                            Ok(request) => requests.push(request),
+                            Ok(request) => requests.push(Ok(request)),
                             Err(status) => broken = Some(status),
                         }
                     }
@@ -117,7 +118,7 @@ impl Notifications for Gateway {
 async fn stream_results(
     gateway: &Gateway,
     who: &herald_api::auth::Authenticated,
-    requests: Vec<v1::NotifyRequest>,
+    requests: Vec<Result<v1::NotifyRequest, Problem>>,
     trace: Option<&str>,
     request_id: &str,
 ) -> Vec<v1::NotifyResult> {

@@ -34,8 +34,8 @@ impl Users for Gateway {
 
     async fn put_users(&self, request: Request<v1::PutUsersRequest>) -> Result<Response<v1::PutUsersResponse>, Status> {
         let call = self.call(request)?;
-        let id = RequestId::text(&call.extensions);
-        answer(self.put_users(&call.who, call.message.users, id).await, &call.extensions)
+        let (id, users) = (RequestId::text(&call.extensions), call.message.users.into_iter().map(Ok).collect());
+        answer(self.put_users(&call.who, users, id).await, &call.extensions)
     }
 
     async fn delete_user(

@@ -7,7 +7,7 @@ use axum::{
 };
 use herald_api::{
     auth::Authenticated,
-    json::{Json, answer},
+    json::{Json, JsonText, answer, parse_items},
     query::Query,
     rejection::Rejection,
     request_id::RequestId,
@@ -15,9 +15,12 @@ use herald_api::{
 use herald_core::problem::Problem;
 use herald_proto::v1;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::{IDEMPOTENCY_KEY, header_text};
 use crate::{
+    admit,
     grpc::notifications::{batch_response, response},
     service::Gateway,
 };
@@ -38,7 +41,9 @@ pub async fn notify(
     }
     if let Some(key) = headers.get(&IDEMPOTENCY_KEY) {
         // What is no text is refused as every other key with characters that are not allowed.
-        request.idempotency_key = Some(key.to_str().unwrap_or_default().to_owned());
+        let key = key.to_str().unwrap_or_default();
+        admit::check_idempotency_key("Idempotency-Key", key).map_err(|error| Problem::malformed(vec![error]))?;
+        request.idempotency_key = Some(key.to_owned());
     }
     let accepted = gateway.notify(&who, request, header_text(&headers, &TRACE_PARENT)).await;
     let mut answer = match &accepted {
@@ -52,20 +57,30 @@ pub async fn notify(
     Ok(answer)
 }
 
+/// [`v1::NotifyBatchRequest`], with notifications as they are written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Outline<'t> {
+    #[serde(borrow)]
+    notifications: Vec<&'t RawValue>,
+}
+
 /// `POST /v1/notify:batch`
 pub async fn notify_batch(
     State(gateway): State<Gateway>,
     who: Authenticated,
     Extension(request_id): Extension<RequestId>,
     headers: HeaderMap,
-    Json(request): Json<v1::NotifyBatchRequest>,
+    JsonText(text): JsonText,
 ) -> Result<Response, Rejection> {
     if headers.contains_key(&IDEMPOTENCY_KEY) {
         let detail = "Give each notification of a batch its own idempotency_key.";
         return Err(Problem::field("Idempotency-Key", "not_allowed", detail).into());
     }
+    let (max, of_batch) = (gateway.config.max_batch, |batch: v1::NotifyBatchRequest| batch.notifications);
+    let notifications = parse_items(&text, max, of_batch, |outline: Outline<'_>| outline.notifications)?;
     let trace = header_text(&headers, &TRACE_PARENT);
-    let mut answer = match gateway.notify_batch(&who, request.notifications, trace).await {
+    let mut answer = match gateway.notify_batch(&who, notifications, trace).await {
         Ok(answers) => answer(StatusCode::OK, &batch_response(answers, request_id.as_str())),
         Err(problem) => Rejection(problem).into_response(),
     };

@@ -8,7 +8,7 @@ use axum::{
 };
 use herald_api::{
     auth::Authenticated,
-    json::{Json, answer, check_media_type, parse},
+    json::{Json, JsonText, answer, check_media_type, parse, parse_items},
     query::Query,
     rejection::Rejection,
     request_id::RequestId,
@@ -16,9 +16,10 @@ use herald_api::{
 use herald_core::problem::Problem;
 use herald_proto::v1;
 use http::{HeaderMap, StatusCode};
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::{Value, value::RawValue};
 
-use crate::service::Gateway;
+use crate::{service::Gateway, users::MAX_USERS};
 
 /// An id in a body must be the path's.
 fn same(field: &'static str, path: String, body: &mut String) -> Result<(), Problem> {
@@ -120,14 +121,24 @@ pub async fn list(
     Ok(Json(gateway.list_users(&who, asked).await?))
 }
 
+/// [`v1::PutUsersRequest`], with users as they are written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Outline<'t> {
+    #[serde(borrow)]
+    users: Vec<&'t RawValue>,
+}
+
 /// `POST /v1/users:batch`
 pub async fn batch(
     State(gateway): State<Gateway>,
     who: Authenticated,
     Extension(request_id): Extension<RequestId>,
-    Json(request): Json<v1::PutUsersRequest>,
+    JsonText(text): JsonText,
 ) -> Result<Json<v1::PutUsersResponse>, Rejection> {
-    Ok(Json(gateway.put_users(&who, request.users, request_id.as_str()).await?))
+    let of_batch = |batch: v1::PutUsersRequest| batch.users;
+    let users = parse_items(&text, MAX_USERS, of_batch, |outline: Outline<'_>| outline.users)?;
+    Ok(Json(gateway.put_users(&who, users, request_id.as_str()).await?))
 }
 
 /// `PUT /v1/users/{user_id}/preferences`

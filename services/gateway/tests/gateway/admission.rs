@@ -189,11 +189,12 @@ fn bad_calls() -> Vec<BadCall> {
         (field(json!({"dedupe_key": "x".repeat(256)})), 400, malformed, vec![("dedupe_key", "too_long")]),
         (field(json!({"metadata": {"k": "v".repeat(501)}})), 400, malformed, vec![("metadata.k", "too_long")]),
         (field(json!({"data": {"a": "x".repeat(70_000)}})), 400, malformed, vec![("data", "too_large")]),
+        (field(json!({"data": {"ids": [1, 1e20]}})), 400, malformed, vec![("data.ids[1]", "out_of_range")]),
         (
             field(json!({"template_id": "strict", "data": {"n": "x"}})),
             422,
             "data_invalid",
-            vec![("data/n", "data_schema")],
+            vec![("/data/n", "data_schema")],
         ),
     ]
 }
@@ -246,6 +247,13 @@ async fn a_call_that_cannot_be_read_is_refused_with_the_place() {
     let keyed = with(notification(), json!({"idempotency_key": "k"})).to_string();
     let answer = post(json.to_vec(), keyed.as_bytes()).await;
     assert_eq!(answer.problem(), (400, "invalid_argument", vec![("idempotency_key", "not_allowed")]));
+    // Beyond 64 bits a JSON parser makes a float of it.
+    for number in ["9007199254740993", "-9007199254740993", "123456789012345678901234567890"] {
+        let body = notification().to_string().replace("\"hi\"", number);
+        let answer = post(json.to_vec(), body.as_bytes()).await;
+        assert_eq!(answer.problem(), (400, "invalid_argument", vec![("data.text", "out_of_range")]), "{number}");
+        assert!(answer.body["detail"].as_str().unwrap().ends_with("send it as a string."), "{answer:?}");
+    }
     let answer = world.send("POST", "/v1/notify:batch", "hk_acme", &[("idempotency-key", "k")], Some(json!({}))).await;
     assert_eq!(answer.problem(), (400, "invalid_argument", vec![("Idempotency-Key", "not_allowed")]));
     let answer = world.get("/v1/nothing").await;
@@ -288,6 +296,32 @@ async fn who_may_not_is_told_so() {
     put_template(&mut fresh, "acme", "comment", json!({"channels": {"in_app": {"title": "t"}}}));
     world.policy.send_replace(fresh.into());
     assert_eq!(call("hk_acme", vec![]).await.problem().0, 401, "a deleted key opens nothing");
+}
+
+#[tokio::test]
+async fn a_malformed_notification_takes_no_other_of_its_batch_with_it() {
+    let world = world();
+    let mut batch = vec![notification(); 1_000];
+    batch[1] = with(notification(), json!({"ttl": "1d"}));
+    batch[2] = with(notification(), json!({"audience": {"users": ["a", 5]}}));
+    batch[3] = json!("comment");
+    batch[999] = with(notification(), json!({"nope": 1}));
+    let answer = world.post("/v1/notify:batch", json!({"notifications": batch})).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let results = answer.body["results"].as_array().unwrap();
+    assert_eq!((results.len(), results.iter().filter(|result| result.get("error").is_none()).count()), (1_000, 996));
+    for (i, field) in [(1, "ttl"), (2, "audience.users[1]"), (3, ""), (999, "nope")] {
+        let error = &results[i]["error"];
+        assert_eq!((&error["status"], &error["errors"][0]["field"]), (&json!(400), &json!(field)), "{error}");
+    }
+    assert_eq!(*world.faults.appends.lock().unwrap(), [996], "one append");
+    // What is wrong with the call as a whole is not one notification's fault.
+    let bad = with(notification(), json!({"ttl": 1}));
+    let answer = world.post("/v1/notify:batch", json!({"notifications": [bad], "nope": 1})).await;
+    assert_eq!(answer.problem().0, 400);
+    let answer = world.post("/v1/notify:batch", json!({"notifications": vec![bad; 1_001]})).await;
+    assert_eq!(answer.problem().0, 400);
+    assert_eq!(world.requests().await.len(), 996);
 }
 
 #[tokio::test]

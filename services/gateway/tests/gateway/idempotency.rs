@@ -114,6 +114,6 @@ async fn a_key_is_printable_ascii() {
     for key in ["", "ü", &"k".repeat(256)] {
         let answer =
             world.send("POST", "/v1/notify", "hk_acme", &[("idempotency-key", key)], Some(notification())).await;
-        assert_eq!(answer.problem(), (400, "invalid_argument", vec![("idempotency_key", "invalid_value")]), "{key}");
+        assert_eq!(answer.problem(), (400, "invalid_argument", vec![("Idempotency-Key", "invalid_value")]), "{key}");
     }
 }

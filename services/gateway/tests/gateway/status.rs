@@ -146,6 +146,8 @@ async fn receipts_of_a_request_and_of_a_user() {
         ("?user_id=u&since=2023-01-01T00:00:00Z&until=2023-01-03T00:00:00Z", "since"),
         ("?user_id=u&state=sent", "state"),
         ("?user_id=u&channel=fax", "channel"),
+        ("?user_id=u&page_size=many", "page_size"),
+        ("?user_id=u&since=yesterday", "since"),
     ] {
         assert_eq!(world.get(&format!("/v1/receipts{query}")).await.problem().2[0].0, field, "{query}");
     }

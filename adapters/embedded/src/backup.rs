@@ -21,12 +21,16 @@ mod restore;
 mod rows;
 mod take;
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use herald_core::ports::{StoreError, log::LogError};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    files::verify,
     restore::{RestoreError, Restored, restore},
     take::{Source, take},
 };
@@ -39,6 +43,11 @@ const MANIFEST_NAME: &str = "backup.json";
 const PARTIAL_NAME: &str = "backup.partial";
 /// What may be in a directory that is about to hold a backup.
 const HARMLESS_NAME: &str = "lost+found";
+
+/// Whether a directory holds a backup, whole or broken off.
+pub fn is_backup(directory: &Path) -> bool {
+    [MANIFEST_NAME, PARTIAL_NAME].iter().any(|name| directory.join(name).exists())
+}
 
 /// `backup.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

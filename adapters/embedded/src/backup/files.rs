@@ -64,7 +64,17 @@ impl NewFile<'_> {
     }
 }
 
-/// Reads what a backup in a directory is, and checks every file of it.
+/// Reads what a backup in a directory is, and checks every file of it. Returns each that is not what it should be.
+///
+/// # Errors
+/// Where not even the manifest can be used.
+pub fn verify(directory: &Path) -> Result<(Manifest, Vec<UnusableBackup>), UnusableBackup> {
+    let manifest = manifest(directory)?;
+    let faults = manifest.files.iter().filter_map(|file| check(&directory.join(&file.name), file).err()).collect();
+    Ok((manifest, faults))
+}
+
+/// Reads what a backup in a directory is, and checks every file of it up to the first that is not what it should be.
 pub(super) fn checked_manifest(directory: &Path) -> Result<Manifest, UnusableBackup> {
     let manifest = manifest(directory)?;
     for file in &manifest.files {

@@ -12,7 +12,7 @@ use hyper_util::{
     client::legacy::{self, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, pem::PemObject},
@@ -30,9 +30,12 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// The largest page that the server gives.
 const MAX_PAGE: usize = 1_000;
 
+/// The heading of the flags of a connection, which each command that calls a server has.
+pub const HEADING: &str = "Connection and output";
+
 /// Which server, as whom, and in which form the answer is printed.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Connection and output")]
+#[command(next_help_heading = HEADING)]
 pub struct Connect {
     /// The server's address.
     #[arg(long, env = "HERALD_URL", default_value = "http://127.0.0.1:8080", global = true)]
@@ -278,9 +281,13 @@ impl Query {
     }
 }
 
+/// What neither a segment of a path nor a value of a query has as it is: everything but RFC 3986's unreserved
+/// characters, and the colons of times and actions.
+const ESCAPED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b':');
+
 /// A text as a segment of a path or a value of a query.
 pub fn segment(text: &str) -> String {
-    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
+    utf8_percent_encode(text, &ESCAPED).to_string()
 }
 
 #[cfg(test)]
@@ -290,7 +297,9 @@ mod tests {
     #[test]
     fn a_query_escapes_and_leaves_away_what_is_empty() {
         let query = Query::default().with("since", "2026-01-01T00:00:00+01:00").with("state", "").with("a", "x y&z");
-        assert_eq!(query.text(), "?since=2026%2D01%2D01T00%3A00%3A00%2B01%3A00&a=x%20y%26z");
+        assert_eq!(query.text(), "?since=2026-01-01T00:00:00%2B01:00&a=x%20y%26z");
         assert_eq!(Query::default().with_some("a", None).text(), "");
+        assert_eq!(segment("sw_1-a.b~c"), "sw_1-a.b~c", "the audit log shows paths as they are called");
+        assert_eq!(segment("a/b?c#d%e f=ä"), "a%2Fb%3Fc%23d%25e%20f%3D%C3%A4");
     }
 }

@@ -4,17 +4,19 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use clap::Args;
+use herald_embedded::backup::is_backup;
+use indicatif::{HumanBytes, HumanCount};
 use serde_json::{Value, json};
 
 use super::{
     client::Connect,
     exit::Failure,
-    output::{fields, print},
+    output::{cell, print},
 };
 use crate::{
     backup::{BackupState, BackupView, take_offline},
     logging,
-    verify::{Report, verify},
+    verify::{BackupReport, Fault, Report, verify, verify_backup},
     world,
 };
 
@@ -50,7 +52,15 @@ impl Backup {
             }
             None => self.ask(&to.to_string_lossy()).await?,
         };
-        print(self.connect.json, &backup, fields)
+        print(self.connect.json, &backup, |backup| {
+            let took = backup["duration_ms"].as_u64().map_or_else(String::new, |ms| format!(", in {ms} ms"));
+            let to = to.display();
+            format!(
+                "The backup in {to} is complete: {}{took}.\n\
+                 Check it with herald verify --data {to}; herald restore --from {to} --data DIR makes a data directory of it.",
+                size(backup)
+            )
+        })
     }
 
     /// Asks a running process, and waits for the end.
@@ -106,15 +116,22 @@ impl Restore {
             "bytes": restored.manifest.bytes(),
             "log_epoch": restored.log_epoch,
         });
-        print(self.json, &document, fields)
+        print(self.json, &document, |document| {
+            let (data, taken) = (self.data.display(), time(restored.manifest.created_ms));
+            format!(
+                "{data} is what the backup of {taken} held: {}, in log epoch {}.\nCheck it with herald verify --data {data}.",
+                size(document),
+                cell(&document["log_epoch"])
+            )
+        })
     }
 }
 
-/// Checks a data directory that no process uses: every checksum, offsets, rows, and the books. Exits with 8 where
-/// something does not hold.
+/// Checks a data directory that no process uses: every checksum, offsets, rows, and the books; or a backup: that every
+/// file is there with its checksum. Exits with 8 where something does not hold.
 #[derive(Debug, Args)]
 pub struct Verify {
-    /// The data directory.
+    /// The data directory, or the backup.
     #[arg(long)]
     data: PathBuf,
     /// Prints JSON for programs.
@@ -129,10 +146,21 @@ impl Verify {
     /// As the table of exit codes has it.
     pub fn run(&self) -> Result<(), Failure> {
         logging::start("error");
-        let report = verify(&self.data).context("the data directory was not verified")?;
-        let document = serde_json::to_value(&report).map_err(anyhow::Error::from)?;
-        print(self.json, &document, |_| text(&report))?;
-        match report.is_sound() {
+        let is_sound = match is_backup(&self.data) {
+            true => {
+                let report = verify_backup(&self.data).context("the backup was not verified")?;
+                let document = json!({ "backup": serde_json::to_value(&report).map_err(anyhow::Error::from)? });
+                print(self.json, &document, |_| backup_text(&report))?;
+                report.faults.is_empty()
+            }
+            false => {
+                let report = verify(&self.data).context("the data directory was not verified")?;
+                let document = serde_json::to_value(&report).map_err(anyhow::Error::from)?;
+                print(self.json, &document, |_| text(&report))?;
+                report.is_sound()
+            }
+        };
+        match is_sound {
             true => Ok(()),
             false => Err(Failure::NotProven(format!("{} does not hold what it must", self.data.display()))),
         }
@@ -144,9 +172,7 @@ fn text(report: &Report) -> String {
         "journal   {} segments, {} bytes, {} records\nstores    {} rows\nbooks     {} notifications, {} instances on their way\n",
         report.segments, report.journal_bytes, report.records, report.rows, report.notifications, report.in_flight
     );
-    for fault in &report.faults {
-        text.push_str(&format!("FAULT     {}: {}\n", fault.part, fault.what));
-    }
+    text.push_str(&faults(&report.faults));
     let unlisted = report.fault_count - report.faults.len() as u64;
     if unlisted > 0 {
         text.push_str(&format!("          and {unlisted} more\n"));
@@ -158,4 +184,37 @@ fn text(report: &Report) -> String {
         text.push_str("everything is as it must be\n");
     }
     text
+}
+
+fn backup_text(report: &BackupReport) -> String {
+    let Some(taken_ms) = report.taken_ms else { return faults(&report.faults) };
+    let held = match report.faults.is_empty() {
+        true => "every file is there with its checksum; herald restore makes a data directory of it\n",
+        false => "",
+    };
+    format!(
+        "backup    of {}, taken by Herald {}\nfiles     {}, {}, {} rows\n{}{held}",
+        time(taken_ms),
+        report.herald_version,
+        report.files,
+        HumanBytes(report.bytes),
+        HumanCount(report.rows),
+        faults(&report.faults)
+    )
+}
+
+fn faults(faults: &[Fault]) -> String {
+    faults.iter().map(|fault| format!("FAULT     {}: {}\n", fault.part, fault.what)).collect()
+}
+
+/// The `bytes` and `rows` of a document.
+fn size(document: &Value) -> String {
+    let number = |name: &str| document[name].as_u64().unwrap_or(0);
+    format!("{}, {} rows", HumanBytes(number("bytes")), HumanCount(number("rows")))
+}
+
+/// A time as the other commands show it.
+fn time(ms: u64) -> String {
+    let at = i64::try_from(ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    at.map_or_else(|| format!("{ms} ms since the epoch"), |at| at.to_string())
 }

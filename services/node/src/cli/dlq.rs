@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -46,9 +46,9 @@ enum Action {
 }
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("which").required(true).multiple(true).args(["what", "all", "since"])))]
 struct Redrive {
     /// Letters by id, or tenant=, stage= and cause=, which must all hold.
-    #[arg(required_unless_present = "all")]
     what: Vec<String>,
     /// Every letter there is.
     #[arg(long, conflicts_with = "what")]

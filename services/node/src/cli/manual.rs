@@ -3,11 +3,11 @@
 use std::{fmt::Write as _, path::PathBuf};
 
 use anyhow::Context;
-use clap::{Args, Command, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
 use super::{
-    Cli,
+    client, command_line,
     exit::{Exit, Failure},
 };
 
@@ -26,7 +26,7 @@ impl Completions {
     pub fn run(&self) -> Result<(), Failure> {
         // The generator takes no error from its output, so it writes to memory.
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "herald", &mut script);
+        clap_complete::generate(self.shell, &mut command_line(), "herald", &mut script);
         super::output::say(&String::from_utf8_lossy(&script))
     }
 }
@@ -47,19 +47,18 @@ impl Man {
     pub fn run(&self) -> Result<(), Failure> {
         let Some(dir) = &self.dir else {
             let mut page = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+            clap_mangen::Man::new(command_line()).render(&mut page)?;
             return super::output::say(&String::from_utf8_lossy(&page));
         };
         let unwritable = || format!("{} cannot be written", dir.display());
         std::fs::create_dir_all(dir).with_context(unwritable)?;
-        Ok(clap_mangen::generate_to(Cli::command(), dir).with_context(unwritable)?)
+        Ok(clap_mangen::generate_to(command_line(), dir).with_context(unwritable)?)
     }
 }
 
 /// The page `docs/cli.md`: every command with its arguments, as the program itself describes them.
 pub fn page() -> String {
-    let mut root = Cli::command();
-    root.build();
+    let root = command_line();
     let mut page = format!(
         "# The command line\n\n\
          One program, `herald`, is the server and its client. This page is made from the program's own descriptions; a \
@@ -71,6 +70,11 @@ pub fn page() -> String {
          ```\n{}```\n",
         Exit::table()
     );
+    let of_connection = |argument: &&clap::Arg| argument.get_help_heading() == Some(client::HEADING);
+    page.push_str(
+        "\n## Connection and output\n\nEvery command that calls a server takes these, before its name or behind it.\n",
+    );
+    table(&mut page, root.get_arguments().filter(of_connection));
     for command in root.get_subcommands().filter(|command| command.get_name() != "help") {
         section(&mut page, "herald", command);
     }
@@ -84,26 +88,34 @@ fn section(page: &mut String, above: &str, command: &Command) {
     // Writing to a text cannot fail.
     let _written = write!(page, "\n## `{name}`\n\n{about}\n");
     let own = |argument: &&clap::Arg| {
-        let inherited = argument.get_help_heading() == Some("Connection and output");
+        let inherited = argument.get_help_heading() == Some(client::HEADING);
         !inherited && !argument.is_hide_set() && !matches!(argument.get_id().as_str(), "help" | "version")
     };
-    let arguments: Vec<&clap::Arg> = command.get_arguments().filter(own).collect();
-    if !arguments.is_empty() {
-        page.push_str("\n| argument | meaning |\n|---|---|\n");
-        for argument in arguments {
-            let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
-            let default: Vec<String> =
-                argument.get_default_values().iter().map(|value| value.to_string_lossy().into_owned()).collect();
-            let flag = argument.get_action().takes_values();
-            let default = match default.as_slice() {
-                [value] if flag && !value.is_empty() => format!(" Default: `{value}`."),
-                _ => String::new(),
-            };
-            let _written = writeln!(page, "| `{}` | {}{default} |", usage(argument), help.replace('|', "\\|"));
-        }
-    }
+    table(page, command.get_arguments().filter(own));
     for command in subcommands {
         section(page, &name, command);
+    }
+}
+
+/// A table of arguments; none for none.
+fn table<'a>(page: &mut String, arguments: impl Iterator<Item = &'a clap::Arg>) {
+    let mut arguments = arguments.peekable();
+    if arguments.peek().is_some() {
+        page.push_str("\n| argument | meaning |\n|---|---|\n");
+    }
+    for argument in arguments {
+        let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+        let default: Vec<String> =
+            argument.get_default_values().iter().map(|value| value.to_string_lossy().into_owned()).collect();
+        let default = match default.as_slice() {
+            [value] if argument.get_action().takes_values() && !value.is_empty() => format!(" Default: `{value}`."),
+            _ => String::new(),
+        };
+        let environment = argument.get_env().map(|name| format!(" Environment: `{}`.", name.to_string_lossy()));
+        let more = default + &environment.unwrap_or_default();
+        let stop = if more.is_empty() { "" } else { "." };
+        // Writing to a text cannot fail.
+        let _written = writeln!(page, "| `{}` | {}{stop}{more} |", usage(argument), help.replace('|', "\\|"));
     }
 }
 
@@ -136,8 +148,8 @@ mod tests {
 
     #[test]
     fn the_command_line_holds_together_and_explains_everything() {
-        Cli::command().debug_assert();
-        let mut open = vec![Cli::command()];
+        command_line().debug_assert();
+        let mut open = vec![command_line()];
         while let Some(command) = open.pop() {
             assert!(command.get_about().is_some(), "{} is not explained", command.get_name());
             for argument in command.get_arguments() {
@@ -149,7 +161,7 @@ mod tests {
 
     #[test]
     fn each_exit_code_is_in_the_help() {
-        let help = Cli::command().render_help().to_string();
+        let help = command_line().render_help().to_string();
         assert!(Exit::ALL.iter().all(|exit| help.contains(exit.meaning())), "{help}");
     }
 }

@@ -21,8 +21,9 @@ mod terms;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
 
+use client::Connect;
 pub use exit::{Exit, Failure};
 pub use manual::page;
 
@@ -32,6 +33,9 @@ pub use manual::page;
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Here too, so that they may stand before the command; clap hands them down and back.
+    #[command(flatten)]
+    connect: Connect,
 }
 
 #[derive(Debug, Subcommand)]
@@ -65,9 +69,11 @@ enum Command {
 impl Cli {
     /// Runs the command and says why it failed, if it did.
     pub fn main() -> ExitCode {
-        // Known before the command is: a wrong command line is answered by clap, with 2.
-        let json = std::env::args_os().any(|argument| argument == "--json");
-        let failure = match Self::parse().run() {
+        // A wrong command line is answered by clap, with 2.
+        let matches = command_line().get_matches();
+        let cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        let json = cli.connect.json;
+        let failure = match refuse_useless(&matches).and_then(|()| cli.run()) {
             Ok(()) => return Exit::Done.into(),
             Err(failure) => failure,
         };
@@ -83,6 +89,45 @@ impl Cli {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(self.command.run())
     }
+}
+
+/// The command line. Commands that call no server do not show the flags of a connection.
+fn command_line() -> clap::Command {
+    let mut root = Cli::command();
+    let callers: Vec<String> = callers(&root).map(str::to_owned).collect();
+    root.build();
+    for command in root.get_subcommands_mut().filter(|command| !callers.iter().any(|name| name == command.get_name())) {
+        let hidden = |flag: clap::Arg| {
+            let hide = flag.get_help_heading() == Some(client::HEADING);
+            if hide { flag.hide(true) } else { flag }
+        };
+        *command = std::mem::take(command).mut_args(hidden);
+    }
+    root
+}
+
+/// The commands that call a server have the flags of a connection for themselves.
+fn callers(root: &clap::Command) -> impl Iterator<Item = &str> {
+    let calls = |command: &&clap::Command| command.get_arguments().any(|argument| argument.get_id() == "url");
+    root.get_subcommands().filter(calls).map(clap::Command::get_name)
+}
+
+/// Refuses flags of a connection for a command that calls no server.
+fn refuse_useless(matches: &ArgMatches) -> Result<(), Failure> {
+    let Some(name) = matches.subcommand_name() else { return Ok(()) };
+    if callers(&Cli::command()).any(|caller| caller == name) {
+        return Ok(());
+    }
+    let flags = Connect::augment_args(clap::Command::new("herald"));
+    for flag in flags.get_arguments().filter(|flag| flag.get_id() != "json") {
+        if matches.value_source(flag.get_id().as_str()) == Some(ValueSource::CommandLine) {
+            let flag = flag.get_long().unwrap_or_default();
+            return Err(Failure::Usage(format!(
+                "--{flag} is for commands that call a server; herald {name} calls none"
+            )));
+        }
+    }
+    Ok(())
 }
 
 impl Command {

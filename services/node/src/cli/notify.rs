@@ -42,7 +42,9 @@ pub struct Notify {
     #[arg(long)]
     everyone: bool,
     /// The whole body of the call as JSON instead: a file, or - for standard input.
-    #[arg(long, conflicts_with_all = ["template", "data", "channel", "actor"])]
+    #[arg(long, conflicts_with_all = [
+        "template", "data", "channel", "actor", "dedupe_key", "priority", "ttl", "send_at", "template_version",
+    ])]
     body: Option<String>,
     /// The data as a JSON object; @FILE reads it from a file.
     #[arg(long)]
@@ -296,7 +298,7 @@ pub struct Receipts {
     /// Of this request.
     #[arg(value_name = "REQUEST_ID")]
     request: Option<String>,
-    /// Of this user, within 24 hours.
+    /// Of this user, within 24 hours, newest first.
     #[arg(long)]
     user: Option<String>,
     /// Since then: RFC 3339, or a span such as 2h.
@@ -335,6 +337,7 @@ impl Receipts {
         let receipts = client.list("/v1/receipts", &query, "receipts", self.limit).await?;
         print(self.connect.json, &json!({ "receipts": receipts }), |_| {
             let columns = [
+                ("ended", "updated_at"),
                 ("user", "user_id"),
                 ("channel", "channel"),
                 ("state", "state"),

@@ -130,6 +130,9 @@ pub struct Run {
     /// An address of their own for /healthz, /readyz and /metrics.
     #[arg(long)]
     ops_listen: Option<SocketAddr>,
+    /// Runs without a configuration file, on the defaults, the environment and flags alone.
+    #[arg(long, conflicts_with = "config")]
+    no_config: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -140,6 +143,11 @@ impl Run {
     /// # Errors
     /// If it cannot start, or something failed while it ran.
     pub async fn run(self) -> Result<(), Failure> {
+        if self.settings.config.is_none() && !self.no_config {
+            let missing = "herald run needs --config FILE (herald config --defaults prints one to begin with), or \
+                           --no-config to run on the environment and flags alone; to try Herald, use herald dev";
+            return Err(Failure::Usage(missing.into()));
+        }
         logging::start("info");
         let ops_listen = self.ops_listen.map(|address| ("ops_listen", Value::String(address.to_string())));
         let config = self.settings.load(ops_listen.into_iter().collect())?;

@@ -73,17 +73,7 @@ impl Switch {
             SwitchAction::Slow(args) => set(&client, "slow", &args, json).await,
             SwitchAction::List { limit } => {
                 let switches = client.list("/v1/admin/switches", &Query::default(), "switches", limit).await?;
-                let columns = [
-                    ("id", "id"),
-                    ("scope", "scope"),
-                    ("state", "state"),
-                    ("reason", "reason"),
-                    ("expires", "expires_at"),
-                    ("expired", "expired"),
-                    ("set by", "set_by"),
-                    ("queued", "queued"),
-                ];
-                print(json, &json!({ "switches": switches }), |_| Table::of(&switches, &columns).text())
+                print(json, &json!({ "switches": switches }), |_| switches_text(&switches))
             }
             SwitchAction::Delete { id } => {
                 let answer = client.delete(&format!("/v1/admin/switches/{}", segment(&id))).await?;
@@ -91,6 +81,30 @@ impl Switch {
             }
         }
     }
+}
+
+fn switches_text(switches: &[Value]) -> String {
+    let mut table = Table::new(&["id", "scope", "state", "queued", "expires", "set", "set by", "reason"]);
+    for switch in switches {
+        let state = cell(&switch["state"]);
+        table.row(vec![
+            cell(&switch["id"]),
+            terms::scope_text(&switch["scope"]),
+            if switch["expired"] == true { format!("{state}, expired") } else { state },
+            queued_text(&switch["queued"]).unwrap_or_default(),
+            cell(&switch["expires_at"]),
+            cell(&switch["set_at"]),
+            cell(&switch["set_by"]),
+            cell(&switch["reason"]),
+        ]);
+    }
+    table.text()
+}
+
+/// How many messages a switch keeps from being sent; `None` where it keeps none.
+fn queued_text(queued: &Value) -> Option<String> {
+    let instances = queued["instances"].as_u64()?;
+    Some(if queued["at_least"] == true { format!("at least {instances}") } else { instances.to_string() })
 }
 
 /// Sets a switch; says how much is queued behind it, how many processes run it, and how soon they did.
@@ -109,13 +123,8 @@ async fn set(client: &Client, state: &str, args: &SwitchArgs, json: bool) -> Res
 
 fn switched_text(state: &str, answer: &Value) -> String {
     let applied = &answer["applied"];
-    let queued = match answer["queued"]["instances"].as_u64() {
-        Some(queued) => {
-            let about = if answer["queued"]["at_least"] == true { "at least " } else { "" };
-            format!("Queued behind it: {about}{queued} messages.\n")
-        }
-        None => String::new(),
-    };
+    let queued = queued_text(&answer["queued"]).map(|queued| format!("Queued behind it: {queued} messages.\n"));
+    let queued = queued.unwrap_or_default();
     let (running, of) = (cell(&applied["processes"]), cell(&applied["of"]));
     let missing = match applied["missing"].as_array().map_or(&[][..], Vec::as_slice) {
         [] => String::new(),
@@ -183,8 +192,14 @@ impl Limits {
         match self.action {
             LimitsAction::List { limit } => {
                 let limits = client.list("/v1/admin/limits", &Query::default(), "limits", limit).await?;
-                let columns = [("id", "id"), ("scope", "scope"), ("per second", "per_second"), ("burst", "burst")];
-                print(json, &json!({ "limits": limits }), |_| Table::of(&limits, &columns).text())
+                print(json, &json!({ "limits": limits }), |_| {
+                    let mut table = Table::new(&["id", "scope", "per second", "burst"]);
+                    for limit in &limits {
+                        let scope = terms::scope_text(&limit["scope"]);
+                        table.row(vec![cell(&limit["id"]), scope, cell(&limit["per_second"]), cell(&limit["burst"])]);
+                    }
+                    table.text()
+                })
             }
             LimitsAction::Set { scope, per_second, burst } => {
                 let mut scope = terms::scope(&scope, &LIMIT_SCOPE)?;

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::exit::Failure;
+use super::{exit::Failure, output::cell};
 
 /// Reads terms into an object; a name that is not among `known` is refused, with those that are.
 ///
@@ -35,6 +35,14 @@ pub fn scope(terms: &[String], known: &[&str]) -> Result<Map<String, Value>, Fai
         [] => Err(Failure::Usage(format!("no scope is given; write all, or some of {}", names(known)))),
         [all] if all == "all" => Ok(Map::from_iter([("all".to_owned(), Value::Bool(true))])),
         terms => object(terms, known),
+    }
+}
+
+/// A scope as it is typed: `all`, or its terms.
+pub fn scope_text(scope: &Value) -> String {
+    match cell(scope) {
+        text if text.is_empty() || scope["all"] == true => "all".to_owned(),
+        text => text,
     }
 }
 

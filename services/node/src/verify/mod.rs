@@ -3,6 +3,7 @@
 //! Nothing of the journal is changed. The stores are opened as a start would open them, which may write off the torn end
 //! of their own journal.
 
+mod backup;
 mod in_flight;
 
 use std::{path::Path, sync::Arc};
@@ -16,6 +17,7 @@ use herald_embedded::{
 };
 use serde::Serialize;
 
+pub use self::backup::{BackupReport, verify_backup};
 use self::in_flight::InFlight;
 
 /// Faults that are listed; more are counted.
@@ -49,7 +51,7 @@ pub struct Report {
 /// Something that is not as it must be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Fault {
-    /// Where: `journal`, `stores` or `books`.
+    /// Where: `journal`, `stores`, `books` or `backup`.
     pub part: &'static str,
     /// What.
     pub what: String,

@@ -206,6 +206,23 @@ async fn verify_tells_what_is_on_its_way_from_what_is_lost() {
     };
     assert_eq!(said_of(&directory.path().join("nothing")).0, Some(1));
 
+    // A backup is told from a data directory, and checked as one.
+    let (code, text) = said_of(&offline);
+    assert!(code == Some(0) && text.contains("every file is there with its checksum"), "{text}");
+    let files = std::fs::read_dir(&offline).unwrap().map(|entry| entry.unwrap().path());
+    let file = files.filter(|path| path.extension().is_some_and(|e| e == "rows")).max().unwrap();
+    let sound = std::fs::read(&file).unwrap();
+    let mut damaged = sound.clone();
+    damaged[sound.len() / 2] ^= 1;
+    std::fs::write(&file, damaged).unwrap();
+    let (code, text) = said_of(&offline);
+    let name = file.file_name().unwrap().to_str().unwrap();
+    assert!(code == Some(8) && text.contains("FAULT     backup") && text.contains(name), "{text}");
+    std::fs::write(&file, sound).unwrap();
+    std::fs::rename(offline.join("backup.json"), offline.join("backup.partial")).unwrap();
+    let (code, text) = said_of(&offline);
+    assert!(code == Some(8) && text.contains("partial"), "{text}");
+
     // One byte of the journal.
     let journal = std::fs::read_dir(data.join("journal")).unwrap().map(|entry| entry.unwrap().path());
     let segment = journal.filter(|path| path.extension().is_some_and(|e| e == "seg")).max().unwrap();

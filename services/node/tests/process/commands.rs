@@ -122,6 +122,8 @@ async fn each_failure_has_its_exit_code_and_says_what_to_do() {
     ends(&["status"], 6, "Is herald dev running?");
     let process = setup.start().await;
     ends(&["status", "--url", "ftp://x"], 2, "http://127.0.0.1:8080");
+    ends(&["--url", "http://127.0.0.1:1", "config"], 2, "--url is for commands that call a server");
+    ends(&["verify", "--data", "x", "--key", "k"], 2, "--key is for commands that call a server");
     ends(&["notify", "note"], 2, "--everyone");
     ends(&["switch", "off"], 2, "SCOPE");
     ends(&["switch", "off", "chanel=email"], 2, "channel=");
@@ -138,6 +140,33 @@ async fn each_failure_has_its_exit_code_and_says_what_to_do() {
     let problem: Value = serde_json::from_slice(&output.stderr).unwrap();
     assert_eq!(problem["status"], 400);
     process.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flags_of_the_connection_stand_before_or_behind_the_command() {
+    let directory = tempfile::tempdir().unwrap();
+    let setup = Setup::new(&directory.path().join("data"));
+    let _process = setup.start().await;
+    let url = format!("http://127.0.0.1:{}", setup.port);
+    let plain = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_herald"));
+        command.args(arguments).env_remove("HERALD_URL").env_remove("HERALD_KEY").stdin(Stdio::null()).output().unwrap()
+    };
+    let flags = ["--url", &url, "--key", "hk_dev_admin", "--tenant", "demo", "--json"];
+    for arguments in [
+        [&flags[..], &["template", "list"]].concat(),
+        [&["template"][..], &flags, &["list"]].concat(),
+        [&["template", "list"][..], &flags].concat(),
+        [&flags[..4], &["template", "list", "--tenant", "demo", "--json"]].concat(),
+    ] {
+        assert_eq!(answered(&plain(&arguments))["templates"], json!([]), "{arguments:?}");
+    }
+    // The flag behind the command holds, and a failure is JSON wherever --json stands.
+    let output = plain(&["--json", "--key", "hk_dev_demo", "--url", &url, "status", "x", "--key", "hk_wrong"]);
+    let problem: Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!((output.status.code(), &problem["status"]), (Some(5), &json!(401)));
+    let help = said(&plain(&["dev", "--help"]));
+    assert!(help.contains("--listen") && !help.contains("--ca-file"), "{help}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -187,7 +216,11 @@ async fn limits_are_set_and_deleted_from_the_command_line() {
     assert_eq!(everything["scope"]["tenant"], json!(null));
     let listed = operator(&setup, &["limits", "list"]);
     assert!(said(&listed).contains("channel=email tenant=demo"), "{}", said(&listed));
-    assert!(operator(&setup, &["limits", "delete", limit["id"].as_str().unwrap()]).status.success());
+    assert!(said(&listed).contains("  all "), "{}", said(&listed));
+    let id = limit["id"].as_str().unwrap();
+    assert!(operator(&setup, &["limits", "delete", id]).status.success());
+    let audit = said(&operator(&setup, &["audit"]));
+    assert!(audit.contains(&format!("DELETE /v1/admin/limits/{id}")), "the path as it was called: {audit}");
     let left = answered(&operator(&setup, &["limits", "list", "--json"]));
     assert_eq!(left["limits"].as_array().unwrap().len(), 1);
     assert_eq!(operator(&setup, &["limits", "delete", "lim_nothing"]).status.code(), Some(4));

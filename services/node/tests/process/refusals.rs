@@ -10,6 +10,11 @@ use crate::support::{Setup, notification, user};
 
 /// Runs `herald` until it ends and returns what it says; fails if it goes on running.
 fn refused(arguments: &[&str]) -> String {
+    refused_with(arguments).1
+}
+
+/// As [`refused`], with the exit code.
+fn refused_with(arguments: &[&str]) -> (i32, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_herald"))
         .args(arguments)
         .stdin(Stdio::null())
@@ -27,7 +32,7 @@ fn refused(arguments: &[&str]) -> String {
     }
     let output = child.wait_with_output().unwrap();
     assert!(!output.status.success());
-    String::from_utf8(output.stderr).unwrap()
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
 }
 
 fn dev<'a>(data: &'a Path, listen: &'a str, more: &[&'a str]) -> Vec<&'a str> {
@@ -49,6 +54,17 @@ async fn a_second_process_and_a_port_in_use_are_refused() {
     // The first process was not disturbed.
     let results = process.client().await.notify(vec![notification("still-there", vec![user(0)])]).await.unwrap();
     process.client().await.settled(results[0].request_id.as_ref().unwrap()).await;
+}
+
+#[test]
+fn the_real_thing_does_not_run_on_defaults_by_accident() {
+    let (code, said) = refused_with(&["run"]);
+    assert!(code == 2 && said.contains("--config FILE") && said.contains("herald dev"), "{code}: {said}");
+    let (code, said) = refused_with(&["run", "--no-config", "--config", "herald.toml"]);
+    assert!(code == 2 && said.contains("cannot be used with"), "{code}: {said}");
+    // What is asked for on purpose gets as far as its settings.
+    let (code, said) = refused_with(&["run", "--no-config", "--set", "layout.shards=0"]);
+    assert!(code == 1 && said.contains("layout.shards is 0"), "{code}: {said}");
 }
 
 #[test]

@@ -27,6 +27,9 @@ async fn sending_is_switched_held_and_cancelled_from_the_command_line() {
     states.sort();
     assert_eq!(states, [r#""hold""#, r#""slow""#]);
 
+    let listed = said(&operator(&setup, &["switch", "list"]));
+    assert!(listed.contains("QUEUED") && !listed.contains("instances="), "no objects in a table: {listed}");
+
     let cancelled = answered(&herald(&setup, &["cancel", &request, "--json"]));
     assert_eq!(cancelled["requests"][0]["request_id"], json!(request));
     let watched = herald(&setup, &["status", &request, "--watch"]);

@@ -51,9 +51,13 @@ pub struct Track {
     careful_until: u64,
     /// The unit that was being tried when the consumer before this one stopped.
     suspect: Option<u64>,
+    /// Whether the same unit was being tried when the one before that stopped.
+    convicted: bool,
     /// The unit that is tried next.
     noting: Option<u64>,
     start_counted: bool,
+    /// Whether a unit was finished that was not before.
+    progressed: bool,
     dirty: bool,
     unfinished: u64,
 }
@@ -66,6 +70,7 @@ impl Track {
         Self {
             careful_until: if position.start_count() >= CAREFUL_AFTER_STARTS { CAREFUL_SPAN } else { 0 },
             suspect: position.noted_unit().map(u64::from),
+            convicted: position.noted_again(),
             replay: replay.into_iter(),
             position,
             records: VecDeque::new(),
@@ -73,6 +78,7 @@ impl Track {
             passed: 0,
             noting: None,
             start_counted: false,
+            progressed: false,
             dirty: false,
             unfinished: 0,
         }
@@ -104,6 +110,7 @@ impl Track {
             }
         }
         self.dirty = true;
+        self.progressed = true;
     }
 
     /// How many units are not finished.
@@ -116,9 +123,9 @@ impl Track {
         unit < self.careful_until
     }
 
-    /// Whether a unit killed the consumer before this one.
+    /// Whether a unit killed the last two consumers. One may have died of something else: roles share processes.
     pub fn is_poison(&self, unit: u64) -> bool {
-        self.is_careful(unit) && self.suspect == Some(unit)
+        self.convicted && self.is_careful(unit) && self.suspect == Some(unit)
     }
 
     /// Lets the next position say that this unit is tried. It must be committed before the unit is.
@@ -133,7 +140,7 @@ impl Track {
             return None;
         }
         self.start_counted = true;
-        self.position = self.position.started(self.position.noted_unit());
+        self.position = self.position.started();
         Some(self.position.clone())
     }
 
@@ -143,14 +150,16 @@ impl Track {
             return None;
         }
         self.advance();
-        if self.passed >= self.careful_until || self.records.is_empty() {
+        // What was finished before and is only passed again is no progress: the unit that kills may be the next.
+        if self.progressed && (self.passed >= self.careful_until || self.records.is_empty()) {
             self.careful_until = 0;
         }
-        let noted = self.noting.take().and_then(|unit| u32::try_from(unit.checked_sub(self.passed)?).ok());
+        let noting = self.noting.take();
+        let noted = noting.and_then(|unit| u32::try_from(unit.checked_sub(self.passed)?).ok());
         // Progress forgets the starts, but not while the unit that killed this consumer may still be ahead.
         self.position = match self.careful_until {
-            0 => Position { starts: 0, ..self.position.clone() },
-            _ => self.position.trying(noted),
+            0 if self.progressed => Position { starts: 0, ..self.position.clone() },
+            _ => self.position.trying(noted, noted.is_some() && noting == self.suspect),
         };
         // A note holds for one commit: what was tried and lived is no suspect.
         self.dirty = noted.is_some();
@@ -259,6 +268,30 @@ mod tests {
         assert_eq!(track.take_position().unwrap().starts, 0);
     }
 
+    /// A consumer may commit what it passes again before it tries anything.
+    #[test]
+    fn what_was_finished_before_is_no_progress() {
+        let mut track = Track::new(Position::default());
+        track.add(0, 2);
+        track.add(1, 1);
+        track.finish(0, [0, 1]);
+        let mut position = Position { offset: 0, ..track.take_position().unwrap() };
+        position.done = DoneMap::from_flags([true, true]);
+        for start in 1..=CAREFUL_AFTER_STARTS {
+            let mut track = Track::new(position.clone());
+            track.add(0, 2);
+            let started = track.count_start().unwrap();
+            let passed = track.take_position().unwrap();
+            assert_eq!((started.start_count(), passed.start_count(), passed.offset), (start, start, 1));
+            position.starts = passed.starts;
+        }
+        let mut careful = Track::new(position);
+        careful.add(0, 2);
+        careful.take_position().unwrap();
+        let (unit, _) = careful.add(1, 1);
+        assert!(careful.is_careful(unit), "the unit that kills was not polled yet");
+    }
+
     #[test]
     fn the_unit_that_kills_is_found_behind_others_that_do_not() {
         let mut track = Track::new(started(Position::default(), 3));
@@ -276,6 +309,10 @@ mod tests {
         assert_eq!((position.offset, position.noted_unit()), (1, Some(3)));
         let mut again = Track::new(position);
         assert_eq!(again.add(1, 4), (0, vec![true, true, true, false]));
+        assert!(!again.is_poison(3), "it may have been a bystander");
+        again.note(3);
+        let mut again = Track::new(again.take_position().unwrap());
+        again.add(1, 4);
         assert!(again.is_poison(3) && !again.is_poison(2));
         again.finish(1, [3]);
         assert_eq!(again.take_position().unwrap().starts, 0, "all is finished, so nothing is suspect");

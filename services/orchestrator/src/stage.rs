@@ -17,6 +17,7 @@ use herald_core::{
     trace::{Span, SpanKind, names},
     window::Track,
 };
+use anyhow::Context as _;
 use prost::Message;
 use tokio_util::sync::CancellationToken;
 
@@ -139,7 +140,11 @@ impl Stage {
     async fn note_starts(&mut self) -> anyhow::Result<()> {
         let counted = |(at, track): (&TopicPartition, &mut Track)| track.count_start().map(|position| (*at, position));
         let positions: Vec<_> = self.tracks.iter_mut().filter_map(counted).collect();
-        if positions.is_empty() { Ok(()) } else { self.commit(Commit { positions, outputs: Vec::new() }).await }
+        if positions.is_empty() {
+            return Ok(());
+        }
+        let mark = self.commit(Commit { positions, outputs: Vec::new() }).await?;
+        self.made_durable(mark).await
     }
 
     /// Overflow is read again only when half of the window is free, so that nothing moves back and forth.
@@ -174,7 +179,7 @@ impl Stage {
             self.count(&self.deps.stats.overflowed, 1);
         }
         let positions = self.positions();
-        self.commit(Commit { positions, outputs: outputs.finish() }).await
+        self.commit(Commit { positions, outputs: outputs.finish() }).await.map(|_| ())
     }
 
     fn empty_outputs(&self) -> Outputs {
@@ -208,7 +213,8 @@ impl Stage {
                 }
                 let noted = std::mem::replace(&mut outputs, self.empty_outputs());
                 let positions = self.positions();
-                self.commit(Commit { positions, outputs: noted.finish() }).await?;
+                let mark = self.commit(Commit { positions, outputs: noted.finish() }).await?;
+                self.made_durable(mark).await?;
             }
             if units.is_empty() {
                 break;
@@ -345,9 +351,14 @@ impl Stage {
         self.tracks.iter_mut().filter_map(moved).collect()
     }
 
-    async fn commit(&mut self, commit: Commit) -> anyhow::Result<()> {
+    /// Returns once what was noted is durable: a request that kills the process must not take the note of it along.
+    async fn made_durable(&self, mark: Mark) -> anyhow::Result<()> {
+        self.deps.log.durable(mark).await.context("what is tried cannot be noted")
+    }
+
+    async fn commit(&mut self, commit: Commit) -> anyhow::Result<Mark> {
         match self.subscription.commit(commit).await {
-            Ok(Committed::Done(_)) => Ok(()),
+            Ok(Committed::Done(mark)) => Ok(mark),
             Ok(Committed::Fenced) => anyhow::bail!("another orchestrator owns these partitions now"),
             // It is unknown whether the commit is in. Only a new subscription, which reads the positions, can tell.
             Err(error) => Err(anyhow::Error::from(error).context("a commit's outcome is unknown")),

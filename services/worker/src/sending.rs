@@ -110,7 +110,8 @@ impl Worker {
                     track.note(job.queued.unit);
                 }
                 // With all that was finished before, whose outputs must not be parted from its position.
-                self.commit().await?;
+                let noted = self.commit().await?;
+                self.made_durable(noted).await?;
                 self.touch();
                 self.process(vec![job]).await;
             }

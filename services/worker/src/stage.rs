@@ -15,6 +15,7 @@ use herald_core::{
     tokens::UnsubscribeLinks,
     topic::{Group, Topic, TopicPartition},
 };
+use anyhow::Context as _;
 use prost::Message as _;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -188,7 +189,7 @@ impl Worker {
             let _elapsed = tokio::time::timeout_at(deadline, events.some()).await;
             self.take_events();
         }
-        self.commit().await
+        self.commit().await.map(|_| ())
     }
 
     /// Notes that there is something to commit.
@@ -360,7 +361,13 @@ impl Worker {
         if positions.is_empty() {
             return Ok(());
         }
-        self.write(Commit { positions, outputs: Vec::new() }).await.map(|_| ())
+        let mark = self.write(Commit { positions, outputs: Vec::new() }).await?;
+        self.made_durable(mark).await
+    }
+
+    /// Returns once what was noted is durable: a section that kills the process must not take the note of it along.
+    pub(crate) async fn made_durable(&self, mark: Mark) -> anyhow::Result<()> {
+        self.deps.log.durable(mark).await.context("what is tried cannot be noted")
     }
 
     /// Reads `user-changes` to the ends they have now, so that what is decided next knows every change before. `false`
@@ -437,8 +444,8 @@ impl Worker {
         }
     }
 
-    /// Commits what was decided and answered since the last commit, empty if need be.
-    pub(crate) async fn commit(&mut self) -> anyhow::Result<()> {
+    /// Commits what was decided and answered since the last commit, empty if need be; returns what covers it.
+    pub(crate) async fn commit(&mut self) -> anyhow::Result<Mark> {
         let (mut outputs, mut answered) = (self.empty_outputs(), Answered::default());
         let mut endings = Endings::default();
         let mut positions = Vec::new();
@@ -469,7 +476,7 @@ impl Worker {
         self.want_durable(mark);
         self.deps.stats.add(|s| &s.commits, 1);
         self.ask_inbox_ends().await;
-        Ok(())
+        Ok(mark)
     }
 
     async fn write(&mut self, commit: Commit) -> anyhow::Result<Mark> {

@@ -196,13 +196,19 @@ pub fn partition(topic: Topic, partition: u32) -> TopicPartition {
     TopicPartition { topic, partition }
 }
 
+/// Starts that a position counts at most.
+const MAX_STARTS: u32 = 0x7f;
+
+/// The bit of a position's starts that says that its unit was noted twice.
+const NOTED_AGAIN: u32 = 0x80;
+
 /// From this many starts without progress on, a stage takes what it polled singly and notes each unit first.
 pub const CAREFUL_AFTER_STARTS: u32 = 3;
 
 impl Position {
     /// How often a consumer began at this position without progress.
     pub fn start_count(&self) -> u32 {
-        self.starts & 0xff
+        self.starts & MAX_STARTS
     }
 
     /// The unit, counted from the offset on, that was being tried when the consumer stopped.
@@ -210,15 +216,21 @@ impl Position {
         (self.starts >> 8).checked_sub(1)
     }
 
-    /// The same place and starts, with a note of the unit that is tried next.
-    pub fn trying(&self, noted_unit: Option<u32>) -> Self {
-        let note = noted_unit.map_or(0, |unit| (unit + 1).min(0xff_ffff));
-        Self { starts: note << 8 | self.start_count(), ..self.clone() }
+    /// Whether the unit was noted for the second time in a row.
+    pub fn noted_again(&self) -> bool {
+        self.starts & NOTED_AGAIN != 0
     }
 
-    /// The same place with one more start, and a note of the unit that is tried next.
-    pub fn started(&self, noted_unit: Option<u32>) -> Self {
-        let starts = (self.start_count() + 1).min(0xff);
-        Self { starts, ..self.clone() }.trying(noted_unit)
+    /// The same place and starts, with a note of the unit that is tried next, and whether it was noted before.
+    pub fn trying(&self, noted_unit: Option<u32>, again: bool) -> Self {
+        let note = noted_unit.map_or(0, |unit| (unit + 1).min(0xff_ffff));
+        let again = if again { NOTED_AGAIN } else { 0 };
+        Self { starts: note << 8 | again | self.start_count(), ..self.clone() }
+    }
+
+    /// The same place and note with one more start.
+    pub fn started(&self) -> Self {
+        let starts = (self.start_count() + 1).min(MAX_STARTS);
+        Self { starts, ..self.clone() }.trying(self.noted_unit(), self.noted_again())
     }
 }

@@ -38,6 +38,11 @@ impl Quota {
         self.divided(10)
     }
 
+    /// Whether it lets through what another does not: more at once, or more in time.
+    pub fn exceeds(self, other: Self) -> bool {
+        self.micros_per_s > other.micros_per_s || self.capacity() > other.capacity()
+    }
+
     /// The share of one of so many that use it.
     pub fn shared_by(self, members: u32) -> Self {
         self.divided(u64::from(members.max(1)))

@@ -125,6 +125,13 @@ impl Limits {
         }
     }
 
+    /// Whether a limit was lifted since `before`: it is gone, or lets more through.
+    pub fn loosened_since(&self, before: &Self) -> bool {
+        let lifted =
+            |(id, was): (&String, &Arc<Limit>)| self.by_id.get(id).is_none_or(|now| now.quota.exceeds(was.quota));
+        before.by_id.iter().any(lifted)
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.by_id.len()
@@ -218,6 +225,25 @@ mod tests {
         limits.remove(&scope(["acme", "", "", ""]).id());
         limits.remove("unknown");
         assert!(limits.is_empty() && limits.for_sending(&acme, "t", Channel::Email, "").is_empty());
+    }
+
+    #[test]
+    fn a_limit_that_is_raised_or_gone_was_lifted() {
+        let with = |limits: &[Limit]| {
+            let mut all = Limits::default();
+            limits.iter().for_each(|limit| all.insert(limit.clone()));
+            all
+        };
+        let (small, large) = (limit(["acme", "", "", ""], 1.0), limit(["acme", "", "", ""], 2.0));
+        let other = limit(["other", "", "", ""], 1.0);
+        let before = with(&[small.clone(), other.clone()]);
+        assert!(
+            with(&[large.clone(), other.clone()]).loosened_since(&before)
+                && with(&[other.clone()]).loosened_since(&before)
+        );
+        assert!(!before.loosened_since(&before) && !before.loosened_since(&with(&[large, other.clone()])));
+        assert!(!before.loosened_since(&with(&[other])), "one that is new lifts nothing");
+        assert!(!with(&[small]).loosened_since(&Limits::default()));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::{
     ports::log::NewRecord,
     record::{
         CancelAck, ClaimBatch, DeadLetter, DeliveryBatch, Envelope, InboxBatch, InboxSection, LedgerBatch, Manifest,
-        Receipts, Schema, Section, SectionSummary, Waiting,
+        Receipts, Schema, Section, SectionSummary, WaitCause, Waiting,
     },
     topic::{Layout, Topic, TopicPartition, tier_for},
 };
@@ -23,6 +23,27 @@ const MAX_RECORD_BYTES: usize = 1 << 20;
 
 /// The feature level that this binary writes.
 pub const FEATURE_LEVEL: u32 = 1;
+
+/// Until when something waits, and what makes it wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Wait {
+    /// In milliseconds since the epoch.
+    pub due_ms: u64,
+    /// What can be lifted before, if anything can.
+    pub cause: WaitCause,
+}
+
+impl Wait {
+    /// Until a time, whatever happens.
+    pub fn until(due_ms: u64) -> Self {
+        Self { due_ms, cause: WaitCause::Unspecified }
+    }
+
+    /// No longer than to this time.
+    pub fn at_most(self, due_ms: u64) -> Self {
+        Self { due_ms: self.due_ms.min(due_ms), ..self }
+    }
+}
 
 #[derive(Default)]
 struct OpenBatch {
@@ -44,7 +65,7 @@ pub struct Outputs {
     region: String,
     now_ms: u64,
     records: Vec<NewRecord>,
-    deliveries: BTreeMap<(TopicPartition, Option<u64>), OpenBatch>,
+    deliveries: BTreeMap<(TopicPartition, Option<Wait>), OpenBatch>,
     ledger: BTreeMap<u32, (LedgerBatch, usize)>,
     inbox: BTreeMap<u32, OpenInbox>,
 }
@@ -74,35 +95,37 @@ impl Outputs {
         }
     }
 
-    /// Adds a section for a shard. With a due time it waits in a delay tier and then goes there.
-    pub fn section(&mut self, home: TopicPartition, due_ms: Option<u64>, section: Section, summary: SectionSummary) {
-        let open = self.deliveries.entry((home, due_ms)).or_default();
+    /// Adds a section for a shard. One that waits goes to a delay tier first.
+    pub fn section(&mut self, home: TopicPartition, wait: Option<Wait>, section: Section, summary: SectionSummary) {
+        let open = self.deliveries.entry((home, wait)).or_default();
         open.instances += section.count;
         open.batch.sections.push(section);
         open.summaries.push(summary);
         if open.instances >= MAX_BATCH_INSTANCES {
             let full = std::mem::take(open);
-            self.close_batch(home, due_ms, full);
+            self.close_batch(home, wait, full);
         }
     }
 
-    fn close_batch(&mut self, home: TopicPartition, due_ms: Option<u64>, open: OpenBatch) {
+    fn close_batch(&mut self, home: TopicPartition, wait: Option<Wait>, open: OpenBatch) {
         let tenant = match open.summaries.as_slice() {
             [first, rest @ ..] if rest.iter().all(|s| s.tenant == first.tenant) => first.tenant.clone(),
             _ => String::new(),
         };
         let envelope = Envelope { sections: open.summaries, ..self.envelope(Schema::DeliveryBatch, &tenant) };
         let body = open.batch.encode_to_vec().into();
-        match due_ms {
+        match wait {
             None => self.record(home, envelope, body),
-            Some(due_ms) => self.delayed(home, due_ms, envelope, body),
+            Some(wait) => self.delayed(home, wait, envelope, body),
         }
     }
 
-    /// Adds a record that waits in a delay tier until `due_ms` and then goes to `home`.
-    pub fn delayed(&mut self, home: TopicPartition, due_ms: u64, mut envelope: Envelope, body: Bytes) {
+    /// Adds a record that waits in a delay tier and then goes to `home`.
+    pub fn delayed(&mut self, home: TopicPartition, wait: Wait, mut envelope: Envelope, body: Bytes) {
+        let Wait { due_ms, cause } = wait;
         let tier = tier_for(due_ms.saturating_sub(self.now_ms));
-        envelope.waiting = Some(Waiting { due_ms, topic: home.topic.code().into(), partition: home.partition });
+        let (topic, partition) = (home.topic.code().into(), home.partition);
+        envelope.waiting = Some(Waiting { due_ms, topic, partition, cause: cause as i32 });
         self.record(TopicPartition { topic: Topic::Delayed(tier), partition: 0 }, envelope, body);
     }
 
@@ -182,9 +205,9 @@ impl Outputs {
     /// Adds what other outputs of the same commit gathered.
     pub fn absorb(&mut self, other: Self) {
         self.records.extend(other.records);
-        for ((home, due_ms), open) in other.deliveries {
+        for ((home, wait), open) in other.deliveries {
             for (section, summary) in open.batch.sections.into_iter().zip(open.summaries) {
-                self.section(home, due_ms, section, summary);
+                self.section(home, wait, section, summary);
             }
         }
         for (partition, (mut batch, bytes)) in other.ledger {
@@ -212,9 +235,9 @@ impl Outputs {
 
     /// The records of the commit.
     pub fn finish(mut self) -> Vec<NewRecord> {
-        for ((home, due_ms), open) in std::mem::take(&mut self.deliveries) {
+        for ((home, wait), open) in std::mem::take(&mut self.deliveries) {
             if open.instances > 0 {
-                self.close_batch(home, due_ms, open);
+                self.close_batch(home, wait, open);
             }
         }
         for (partition, (batch, bytes)) in std::mem::take(&mut self.ledger) {
@@ -261,7 +284,12 @@ mod tests {
             let items = InboxSection { count: 1, tenant: "a".into(), ..Default::default() };
             one.inbox(shard, items, SectionSummary { count: 1, ..Default::default() });
             let home = TopicPartition { topic: Topic::Deliveries(Lane::Bulk), partition: shard };
-            one.section(home, Some(9), Section { count: 1, ..Default::default() }, SectionSummary::default());
+            one.section(
+                home,
+                Some(Wait::until(9)),
+                Section { count: 1, ..Default::default() },
+                SectionSummary::default(),
+            );
             all.absorb(one);
         }
         let records = all.finish();
@@ -281,10 +309,12 @@ mod tests {
         let mut outputs = Outputs::new(LAYOUT, "eu", 1_000);
         let home = TopicPartition { topic: Topic::Deliveries(Lane::Bulk), partition: 1 };
         let section = Section { count: 1, ..Default::default() };
-        outputs.section(home, Some(6_000), section, SectionSummary::default());
+        let wait = Wait { due_ms: 6_000, cause: WaitCause::Switch };
+        outputs.section(home, Some(wait), section, SectionSummary::default());
         let records = outputs.finish();
         assert_eq!(records[0].at.topic, Topic::Delayed(2));
         let waiting = records[0].envelope.waiting.unwrap();
         assert_eq!((waiting.due_ms, waiting.topic, waiting.partition), (6_000, 6, 1));
+        assert_eq!(waiting.cause(), WaitCause::Switch);
     }
 }

@@ -46,6 +46,11 @@ impl SwitchState {
         Self::ALL.into_iter().find(|state| state.name() == name)
     }
 
+    /// Whether messages wait for it to be lifted.
+    pub fn makes_wait(self) -> bool {
+        matches!(self, Self::Slow | Self::Hold)
+    }
+
     /// Whether messages may be sent, slowly or not.
     pub fn sends(self) -> bool {
         self <= Self::Slow
@@ -191,6 +196,11 @@ impl SwitchRow {
     pub fn has_expired(&self, now_ms: u64) -> bool {
         self.expires_ms.is_some_and(|expires_ms| expires_ms <= now_ms)
     }
+
+    /// What it says now.
+    pub fn state_at(&self, now_ms: u64) -> SwitchState {
+        if self.has_expired(now_ms) { SwitchState::On } else { self.state }
+    }
 }
 
 /// Every switch, by id.
@@ -212,8 +222,18 @@ impl Switches {
 
     /// What holds for this traffic now: the most severe of all switches that are about it and have not expired.
     pub fn state(&self, traffic: &Traffic<'_>, now_ms: u64) -> SwitchState {
-        let about = self.by_id.values().filter(|row| !row.has_expired(now_ms) && row.scope.takes(traffic));
-        about.map(|row| row.state).max().unwrap_or_default()
+        let about = self.by_id.values().filter(|row| row.scope.takes(traffic));
+        about.map(|row| row.state_at(now_ms)).max().unwrap_or_default()
+    }
+
+    /// Every switch that slows this traffic now, with its id.
+    pub fn slowing<'a>(
+        &'a self,
+        traffic: &'a Traffic<'_>,
+        now_ms: u64,
+    ) -> impl Iterator<Item = (&'a str, &'a Arc<SwitchRow>)> {
+        let slows = move |row: &SwitchRow| row.state_at(now_ms) == SwitchState::Slow && row.scope.takes(traffic);
+        self.iter().filter(move |(_, row)| slows(row))
     }
 
     /// A switch by its id.

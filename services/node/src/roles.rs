@@ -133,10 +133,13 @@ impl Roles {
         bootstrap::ensure_secrets(&roles.publisher).await.context("the signing secret cannot be stored")?;
         roles.start_ledger(config, backends, world);
         roles.start_worker(config, backends, channels, world);
-        let (log, world_of_router) = (backends.log.clone(), world.clone());
-        roles.stage("router", 1, move |member, shutdown| {
-            herald_worker::run_router(log.clone(), world_of_router.clone(), member, shutdown)
-        });
+        let router = herald_worker::RouterDeps {
+            log: backends.log.clone(),
+            policy: roles.policy.clone(),
+            versions: roles.versions.clone(),
+            world: world.clone(),
+        };
+        roles.stage("router", 1, move |member, shutdown| herald_worker::run_router(router.clone(), member, shutdown));
         let (log, world_of_redriver) = (backends.log.clone(), world.clone());
         roles.stage("redriver", 1, move |member, shutdown| {
             herald_worker::run_redriver(log.clone(), world_of_redriver.clone(), member, shutdown)

@@ -8,8 +8,9 @@ use herald_core::{
     ids::TenantId,
     leases::{Budget, Leases},
     limits::Limits,
+    outputs::Wait,
     ports::budgets::Budgets,
-    record::{Notification, Request, audience::Kind},
+    record::{Notification, Request, WaitCause, audience::Kind},
     topic::Lane,
     waiting::{Short, Waiting},
 };
@@ -21,8 +22,8 @@ pub(crate) enum Allowance {
     Page,
     /// A page of at most so many recipients.
     Few(Few),
-    /// Nothing before this time, in milliseconds since the epoch.
-    Later { due_ms: u64 },
+    /// Nothing yet.
+    Later(Wait),
 }
 
 /// A small page and what was taken for it.
@@ -30,8 +31,8 @@ pub(crate) enum Allowance {
 pub(crate) struct Few {
     /// The most recipients.
     pub recipients: usize,
-    /// When what is left of the audience may go on, in milliseconds since the epoch; 0 for at once.
-    pub rest_due_ms: u64,
+    /// How long what is left of the audience waits; `None` for not at all.
+    pub rest: Option<Wait>,
     taken: u64,
     budgets: Vec<Budget>,
 }
@@ -39,26 +40,35 @@ pub(crate) struct Few {
 /// Leased tokens, and who waits for more.
 pub(crate) struct Pacing {
     leases: Leases,
+    /// What `waiting` was made with: places follow from rates.
+    limits: Arc<Limits>,
     waiting: Waiting,
 }
 
 impl Pacing {
     /// `members` orchestrators share the budgets.
     pub(crate) fn new(budgets: Arc<dyn Budgets>, members: u32) -> Self {
-        Self { leases: Leases::new(budgets, members), waiting: Waiting::default() }
+        Self { leases: Leases::new(budgets, members), limits: Arc::default(), waiting: Waiting::default() }
+    }
+
+    /// Takes up the limits in force. Where they changed, everybody who waits gets a new place.
+    pub(crate) fn take_up(&mut self, limits: &Arc<Limits>) {
+        if !Arc::ptr_eq(&self.limits, limits) {
+            self.limits = limits.clone();
+            self.waiting = Waiting::default();
+        }
     }
 
     /// Takes what a page of at most `page_recipients` needs.
     pub(crate) async fn allow(
         &mut self,
-        limits: &Limits,
         request: &Request,
         notification: &Notification,
         page_recipients: usize,
         world: &World,
     ) -> Allowance {
         let tenant = TenantId::trusted(&notification.tenant);
-        let budgets = limits.for_expansion(&tenant, &notification.template_id);
+        let budgets = self.limits.for_expansion(&tenant, &notification.template_id);
         if budgets.is_empty() {
             return Allowance::Page;
         }
@@ -70,19 +80,18 @@ impl Pacing {
         if let Some(error) = &taken.error {
             tracing::warn!(%error, "the budgets do not answer; this orchestrator goes on with its share");
         }
-        let rest_due_ms = taken.short.map_or(0, |(budget, quota)| {
+        let rest = taken.short.map(|(budget, quota)| {
             let short = Short { budget, share: self.leases.share(quota), retry_after_ms: taken.retry_after_ms };
-            self.waiting.place(&short, &tenant, lane, wanted - taken.tokens, world)
+            let due_ms = self.waiting.place(&short, &tenant, lane, wanted - taken.tokens, world);
+            Wait { due_ms, cause: WaitCause::Limit }.at_most(notification.expires_ms)
         });
-        match taken.tokens {
-            0 => Allowance::Later { due_ms: rest_due_ms.min(notification.expires_ms) },
+        match (taken.tokens, rest) {
+            (0, Some(rest)) => Allowance::Later(rest),
             // Every instance is held against the limit again when it is sent, so a recipient more does no harm.
-            tokens => Allowance::Few(Few {
-                recipients: tokens.div_ceil(channels) as usize,
-                rest_due_ms: rest_due_ms.min(notification.expires_ms),
-                taken: tokens,
-                budgets,
-            }),
+            (tokens, rest) => {
+                let recipients = tokens.div_ceil(channels).max(1) as usize;
+                Allowance::Few(Few { recipients, rest, taken: tokens, budgets })
+            }
         }
     }
 

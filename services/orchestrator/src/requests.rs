@@ -4,6 +4,7 @@ use bytes::Bytes;
 use herald_core::{
     dead_letters,
     ids::{NotificationId, TenantId},
+    outputs::Wait,
     packed,
     ports::{
         StoreError,
@@ -59,16 +60,14 @@ impl Unit {
 
 /// What becomes of a unit.
 pub(crate) enum Expanded {
-    /// What is left of the audience goes on at once, or at `next_due_ms`.
+    /// What is left of the audience goes on at once, or after a wait.
     Page {
         transactional: bool,
         page: Box<Page>,
         next: Option<Box<Request>>,
-        next_due_ms: u64,
+        next_wait: Option<Wait>,
     },
-    Later {
-        due_ms: u64,
-    },
+    Later(Wait),
     /// A switch or a cancel ends the chain here.
     Stopped {
         notification: Box<Notification>,
@@ -84,6 +83,7 @@ impl Stage {
     /// What each unit may expand; nothing is said while no limits are set.
     async fn pace(&mut self, said: &[Result<Said, &'static str>], now_ms: u64) -> Vec<Allowance> {
         let limits = self.deps.policy.borrow().limits().clone();
+        self.pacing.take_up(&limits);
         if limits.is_empty() {
             return Vec::new();
         }
@@ -92,7 +92,7 @@ impl Stage {
         for said in said {
             allowed.push(match said {
                 Ok(Said { request, notification, .. }) if notification.send_at_ms <= now_ms => {
-                    self.pacing.allow(&limits, request, notification, page, &self.deps.world).await
+                    self.pacing.allow(request, notification, page, &self.deps.world).await
                 }
                 _ => Allowance::Page,
             });
@@ -105,7 +105,7 @@ impl Stage {
             match (allowance, expanded) {
                 (Allowance::Few(few), Expanded::Page { page, .. }) => self.pacing.put_back(few, page.instances),
                 (Allowance::Few(few), _) => self.pacing.put_back(few, 0),
-                (Allowance::Later { .. }, _) => self.count(&self.deps.stats.paced, 1),
+                (Allowance::Later(_), _) => self.count(&self.deps.stats.paced, 1),
                 (Allowance::Page, _) => {}
             }
         }
@@ -126,7 +126,7 @@ impl Stage {
             Err(error) => {
                 this.count(&this.deps.stats.store_delays, units.len() as u64);
                 tracing::warn!(%error, "idempotency keys cannot be noted; the requests wait");
-                return units.iter().map(|_| Expanded::Later { due_ms: now_ms + STORE_DELAY_MS }).collect();
+                return units.iter().map(|_| Expanded::Later(Wait::until(now_ms + STORE_DELAY_MS))).collect();
             }
         };
         let expanding = said.into_iter().zip(first).enumerate();
@@ -186,26 +186,26 @@ impl Stage {
         let (region, providers) = (&self.deps.log.identity().region, &self.deps.providers);
         let slow = match self.steering.decide(&request, &notification, region, providers, now_ms) {
             Steer::Go { slow } => slow,
-            Steer::Wait { due_ms } => {
+            Steer::Wait(wait) => {
                 self.count(&self.deps.stats.held, u64::from(notification.send_at_ms <= now_ms));
-                return Expanded::Later { due_ms };
+                return Expanded::Later(wait);
             }
             Steer::Stop => return Expanded::Stopped { notification: Box::new(notification) },
         };
         let page = if slow { (self.page_recipients() / 10).max(1) } else { self.page_recipients() };
-        let (most, next_due_ms) = match allowance {
-            Allowance::Page => (page, 0),
-            Allowance::Few(few) => (few.recipients.min(page), few.rest_due_ms),
-            Allowance::Later { due_ms } if *due_ms > now_ms => return Expanded::Later { due_ms: *due_ms },
+        let (most, next_wait) = match allowance {
+            Allowance::Page => (page, None),
+            Allowance::Few(few) => (few.recipients.min(page), few.rest),
+            Allowance::Later(wait) if wait.due_ms > now_ms => return Expanded::Later(*wait),
             // Its time is over; the workers say so.
-            Allowance::Later { .. } => (page, 0),
+            Allowance::Later(_) => (page, None),
         };
-        match self.expand_page(request, notification, most, next_due_ms).await {
+        match self.expand_page(request, notification, most, next_wait).await {
             Ok(expanded) => expanded,
             Err(StoreError::Unavailable(error)) => {
                 self.count(&self.deps.stats.store_delays, 1);
                 tracing::warn!(%error, "the directory is away; the page waits");
-                Expanded::Later { due_ms: now_ms + STORE_DELAY_MS }
+                Expanded::Later(Wait::until(now_ms + STORE_DELAY_MS))
             }
             Err(StoreError::Damaged(error)) => Expanded::Dead { cause: "damaged", detail: error },
         }
@@ -217,7 +217,7 @@ impl Stage {
         request: Request,
         notification: Notification,
         most: usize,
-        next_due_ms: u64,
+        next_wait: Option<Wait>,
     ) -> Result<Expanded, StoreError> {
         let tenant = TenantId::trusted(&notification.tenant);
         let actor = self.actor(&tenant, &notification.actor_id).await?;
@@ -265,7 +265,7 @@ impl Stage {
             return Ok(dead("unknown_audience"));
         };
         let transactional = notification.transactional;
-        Ok(Expanded::Page { transactional, page: Box::new(page), next: next.map(Box::new), next_due_ms })
+        Ok(Expanded::Page { transactional, page: Box::new(page), next: next.map(Box::new), next_wait })
     }
 
     async fn actor(&self, tenant: &TenantId, actor_id: &str) -> Result<Bytes, StoreError> {

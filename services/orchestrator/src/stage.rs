@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context as _;
 use herald_core::{
     dead_letters,
     fair::DeficitRoundRobin,
@@ -17,7 +18,6 @@ use herald_core::{
     trace::{Span, SpanKind, names},
     window::Track,
 };
-use anyhow::Context as _;
 use prost::Message;
 use tokio_util::sync::CancellationToken;
 
@@ -285,7 +285,7 @@ impl Stage {
     fn put_out(&self, outputs: &mut Outputs, unit: &Unit, expanded: Expanded, now_ms: u64) {
         let record = &unit.record;
         match expanded {
-            Expanded::Page { transactional, page, next, next_due_ms } => {
+            Expanded::Page { transactional, page, next, next_wait } => {
                 self.count(&self.deps.stats.pages, 1);
                 self.count(&self.deps.stats.instances, page.instances);
                 let lane = if transactional { Lane::Transactional } else { Lane::Bulk };
@@ -301,15 +301,15 @@ impl Stage {
                     envelope.schema = Schema::Continuation as i32;
                     envelope.waiting = None;
                     let (home, body) = (requests_home(record.at), next.encode_to_vec().into());
-                    match next_due_ms > now_ms {
-                        true => outputs.delayed(home, next_due_ms, envelope, body),
-                        false => outputs.record(home, envelope, body),
+                    match next_wait.filter(|wait| wait.due_ms > now_ms) {
+                        Some(wait) => outputs.delayed(home, wait, envelope, body),
+                        None => outputs.record(home, envelope, body),
                     }
                 }
             }
-            Expanded::Later { due_ms } => {
+            Expanded::Later(wait) => {
                 let envelope = self.moved(record);
-                outputs.delayed(requests_home(record.at), due_ms, envelope, record.body.clone());
+                outputs.delayed(requests_home(record.at), wait, envelope, record.body.clone());
             }
             Expanded::Stopped { notification } => {
                 self.count(&self.deps.stats.stopped, 1);

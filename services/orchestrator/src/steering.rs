@@ -8,15 +8,16 @@ use std::{
 use herald_core::{
     control::ControlReads,
     ids::NotificationId,
-    outputs::Outputs,
+    outputs::{Outputs, Wait},
     policy::Policy,
-    record::{CancelAck, Notification, Request},
+    record::{CancelAck, Notification, Request, WaitCause},
     switches::{OnItsWay, Providers, SwitchState},
+    waiting::LONGEST_WAIT_MS,
 };
 use tokio::sync::watch;
 
-/// How long a held continuation waits before it is looked at again.
-const HOLD_MS: u64 = 16_000;
+/// How long a held continuation waits before it is looked at again, if the switch is not lifted before.
+const HOLD_MS: u64 = LONGEST_WAIT_MS;
 
 /// Acknowledgements that one commit takes at most.
 const MAX_ACKS: usize = 10_000;
@@ -26,8 +27,8 @@ const MAX_ACKS: usize = 10_000;
 pub(crate) enum Steer {
     /// Expand it; if slowly, a tenth of it.
     Go { slow: bool },
-    /// Look again at this time.
-    Wait { due_ms: u64 },
+    /// Look again later.
+    Wait(Wait),
     /// There are no further pages.
     Stop,
 }
@@ -91,7 +92,7 @@ impl Steering {
             return Steer::Stop;
         }
         if notification.send_at_ms > now_ms {
-            return Steer::Wait { due_ms: notification.send_at_ms };
+            return Steer::Wait(Wait::until(notification.send_at_ms));
         }
         let tenant = notification.tenant.as_str();
         let way = OnItsWay { tenant, template: &notification.template_id, region, providers };
@@ -102,7 +103,10 @@ impl Steering {
             SwitchState::Hold | SwitchState::Off if is_first => Steer::Go { slow: false },
             // What was held to the end of its time is expanded, and ends as expired.
             SwitchState::Hold if notification.expires_ms <= now_ms => Steer::Go { slow: false },
-            SwitchState::Hold => Steer::Wait { due_ms: (now_ms + HOLD_MS).min(notification.expires_ms) },
+            SwitchState::Hold => {
+                let wait = Wait { due_ms: now_ms + HOLD_MS, cause: WaitCause::Switch };
+                Steer::Wait(wait.at_most(notification.expires_ms))
+            }
             SwitchState::Off => Steer::Stop,
         }
     }
@@ -157,6 +161,10 @@ mod tests {
         put(policy, kind::SWITCH, &id, &row);
     }
 
+    fn held_until(due_ms: u64) -> Steer {
+        Steer::Wait(Wait { due_ms, cause: WaitCause::Switch })
+    }
+
     fn decide(policy: &Policy, change: impl FnOnce(&mut Request, &mut Notification)) -> Steer {
         let (_sender, policies) = watch::channel(Arc::new(policy.clone()));
         let mut request = Request {
@@ -177,7 +185,7 @@ mod tests {
         assert_eq!(decide(&policy, |_, _| ()), Steer::Go { slow: false });
         for (state, next, first) in [
             (SwitchState::Slow, Steer::Go { slow: true }, Steer::Go { slow: true }),
-            (SwitchState::Hold, Steer::Wait { due_ms: 66_000 }, Steer::Go { slow: false }),
+            (SwitchState::Hold, held_until(66_000), Steer::Go { slow: false }),
             (SwitchState::Off, Steer::Stop, Steer::Go { slow: false }),
         ] {
             switch(&mut policy, None, state);
@@ -190,7 +198,7 @@ mod tests {
     fn a_hold_ends_with_the_time_of_what_it_holds() {
         let mut policy = Policy::default();
         switch(&mut policy, None, SwitchState::Hold);
-        assert_eq!(decide(&policy, |_, n| n.expires_ms = 50_001), Steer::Wait { due_ms: 50_001 });
+        assert_eq!(decide(&policy, |_, n| n.expires_ms = 50_001), held_until(50_001));
         assert_eq!(decide(&policy, |_, n| n.expires_ms = 50_000), Steer::Go { slow: false });
     }
 
@@ -200,7 +208,7 @@ mod tests {
         switch(&mut policy, Some("email"), SwitchState::Off);
         assert_eq!(decide(&policy, |_, _| ()), Steer::Go { slow: false });
         switch(&mut policy, Some("in_app"), SwitchState::Hold);
-        assert_eq!(decide(&policy, |_, _| ()), Steer::Wait { due_ms: 66_000 });
+        assert_eq!(decide(&policy, |_, _| ()), held_until(66_000));
     }
 
     #[test]

@@ -15,16 +15,21 @@ use crate::{
     delivery::{Batch, BatchSection, DecidedAt, Dispatch, GateSection, Item},
     sending::Job,
     shard::Shard,
+    slowing::DIVISOR,
     stage::Worker,
 };
 
 /// The most messages of a batch.
 const MESSAGES_PER_BATCH: usize = 256;
 
+/// The most messages of a batch that a switch slows.
+const SLOWED_MESSAGES_PER_BATCH: usize = MESSAGES_PER_BATCH / DIVISOR as usize;
+
 /// Batches of each channel.
 #[derive(Default)]
 pub(crate) struct Outgoing {
-    by_channel: BTreeMap<i32, Vec<Gathering>>,
+    /// Those that a switch slows are apart.
+    by_channel: BTreeMap<(i32, bool), Vec<Gathering>>,
 }
 
 /// A batch that is being gathered.
@@ -43,8 +48,9 @@ impl Outgoing {
     /// Adds the message of a job's instance, by its place in the chunk.
     pub(crate) fn push(&mut self, job: &Job, shard: &mut Shard, at: usize, message: Message) {
         let user = user_of(&message);
-        let batches = self.by_channel.entry(job.queued.chunk.head.channel as i32).or_default();
-        let has_room = |last: &Gathering| last.messages.len() < MESSAGES_PER_BATCH && !last.users.contains(&user);
+        let batches = self.by_channel.entry((job.queued.chunk.head.channel as i32, job.slowed)).or_default();
+        let most = if job.slowed { SLOWED_MESSAGES_PER_BATCH } else { MESSAGES_PER_BATCH };
+        let has_room = |last: &Gathering| last.messages.len() < most && !last.users.contains(&user);
         if !batches.last().is_some_and(has_room) {
             batches.push(Gathering::default());
         }

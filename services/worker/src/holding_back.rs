@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use herald_core::limits::Limits;
+use herald_core::{outputs::Wait, policy::Policy};
 
 use crate::{
     moving::{deliveries_home, part_of},
@@ -13,11 +13,22 @@ use crate::{
 };
 
 impl Worker {
-    /// Takes what is to be sent of every limit that applies. Those that a limit or their provider denies wait.
-    pub(crate) async fn pace(&mut self, jobs: &mut [Job], limits: &Limits) {
+    /// Takes what is to be sent of every limit that applies. Those that a limit, a slowing switch or their provider denies
+    /// wait.
+    pub(crate) async fn pace(&mut self, jobs: &mut [Job], policy: &Policy) {
+        self.pacing.take_up(policy.limits());
+        self.pacing.slowing.take_up(policy);
+        let now_ms = self.deps.world.now_ms();
         for job in jobs {
             let head = &job.queued.chunk.head;
-            if self.pacing.is_free(limits, head.channel, head.section.attempts) {
+            let mut slowed_by = Vec::new();
+            for (id, row) in self.steering.slowing(policy, head, now_ms) {
+                let slow = (id, head.channel);
+                self.pacing.slowing.slow(&slow, |kind| self.steering.is_about(&row, kind), now_ms);
+                slowed_by.push(slow);
+            }
+            job.slowed = !slowed_by.is_empty();
+            if !job.slowed && self.pacing.is_free(head.channel, head.section.attempts) {
                 continue;
             }
             let wanted = job.sending();
@@ -27,10 +38,10 @@ impl Worker {
             let provider = self.deps.channels.iter().find(|provider| provider.kind() == head.channel);
             let provider = provider.map_or("", |provider| provider.provider());
             let lane = job.queued.lane();
-            let pass = self.pacing.admit(limits, head, lane, provider, wanted, &self.deps.world).await;
+            let pass = self.pacing.admit(head, lane, provider, &slowed_by, wanted, &self.deps.world).await;
             self.deps.stats.add(|s| &s.paced, wanted - pass.count);
             let sending = job.fates.iter_mut().filter(|fate| matches!(fate, Fate::Send));
-            sending.skip(pass.count as usize).for_each(|fate| *fate = Fate::Wait(pass.rest_due_ms));
+            sending.skip(pass.count as usize).for_each(|fate| *fate = Fate::Wait(pass.rest));
             job.pass = Some(pass);
         }
     }
@@ -58,19 +69,20 @@ impl Worker {
         let Some(shard) = self.shards.get_mut(&job.shard) else { return 0 };
         let now_ms = self.deps.world.now_ms();
         let chunk = &mut job.queued.chunk;
-        let mut waiting: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+        let mut waiting: BTreeMap<Wait, Vec<u32>> = BTreeMap::new();
         for (fate, in_section) in job.fates.iter().zip(&chunk.users) {
-            if let Fate::Wait(due_ms) = fate {
-                let wait_ms = due_ms.saturating_sub(now_ms).div_ceil(DUE_GRAIN_MS) * DUE_GRAIN_MS;
-                waiting.entry(now_ms + wait_ms).or_default().push(*in_section);
+            if let Fate::Wait(wait) = fate {
+                let wait_ms = wait.due_ms.saturating_sub(now_ms).div_ceil(DUE_GRAIN_MS) * DUE_GRAIN_MS;
+                let wait = Wait { due_ms: now_ms + wait_ms, ..*wait };
+                waiting.entry(wait).or_default().push(*in_section);
             }
         }
         let mut held = 0;
-        for (due_ms, users) in waiting {
+        for (wait, users) in waiting {
             held += users.len() as u64;
             let (section, summary) = part_of(&chunk.head, &users, chunk.head.section.attempts);
             let home = deliveries_home(job.queued.topic, shard.number);
-            shard.outputs.section(home, Some(due_ms), section, summary);
+            shard.outputs.section(home, Some(wait), section, summary);
             shard.finish(job.queued.topic, job.queued.offset, users.iter().map(|user| chunk.first + user));
         }
         let stays: Vec<bool> = job.fates.iter().map(|fate| !matches!(fate, Fate::Wait(_))).collect();

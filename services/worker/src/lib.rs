@@ -14,6 +14,7 @@ mod handing_over;
 mod holding_back;
 mod in_app;
 mod in_doubt;
+mod lifting;
 mod live;
 mod moving;
 mod order;
@@ -31,6 +32,7 @@ mod section;
 mod sending;
 mod settling;
 mod shard;
+mod slowing;
 mod spans;
 mod stage;
 mod stats;
@@ -57,7 +59,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use redriver::run as run_redriver;
-pub use router::run as run_router;
+pub use router::{RouterDeps, run as run_router};
 pub use stats::Stats;
 
 /// What an operator may set.

@@ -2,6 +2,7 @@
 
 use herald_core::{
     ids::InstanceId,
+    outputs::Wait,
     record::{Section, SectionSummary, State},
     topic::{Topic, TopicPartition},
 };
@@ -32,11 +33,11 @@ impl Shard {
         moved
     }
 
-    /// Sends a section on to a topic as it is, at once or at its due time.
-    pub(crate) fn send_on(&mut self, queued: &Queued, home: TopicPartition, due_ms: Option<u64>) {
+    /// Sends a section on to a topic as it is, at once or after a wait.
+    pub(crate) fn send_on(&mut self, queued: &Queued, home: TopicPartition, wait: Option<Wait>) {
         let chunk = &queued.chunk;
         let (section, summary) = part_of(&chunk.head, &chunk.users, chunk.head.section.attempts);
-        self.outputs.section(home, due_ms, section, summary);
+        self.outputs.section(home, wait, section, summary);
         self.finish(queued.topic, queued.offset, chunk.users.iter().map(|i| chunk.first + i));
     }
 

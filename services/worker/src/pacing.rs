@@ -6,8 +6,9 @@ use herald_core::{
     clock::World,
     leases::{Budget, Leases},
     limits::Limits,
+    outputs::Wait,
     ports::{budgets::Budgets, channel::Outcome},
-    record::Channel,
+    record::{Channel, WaitCause},
     topic::Lane,
     waiting::{Short, Waiting},
 };
@@ -16,6 +17,7 @@ use crate::{
     breaker::{Breaker, Health, Passage},
     retry_budget::RetryBudget,
     section::Head,
+    slowing::{Slow, Slowing, is_slowed, measured_budget, slowed_limits},
     throttle::Throttle,
 };
 
@@ -28,12 +30,12 @@ const SPREAD_MS: u64 = 4_000;
 const CHANNELS: usize = 5;
 
 /// What may be sent of a section.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pass {
     /// So many messages.
     pub count: u64,
-    /// When the rest asks again, in milliseconds since the epoch.
-    pub rest_due_ms: u64,
+    /// When the rest asks again.
+    pub rest: Wait,
     /// What they were taken of.
     pub budgets: Vec<Budget>,
 }
@@ -50,9 +52,12 @@ struct Provider {
 /// A worker's view of limits and providers.
 pub(crate) struct Pacing {
     leases: Leases,
+    /// What `waiting` was made with: places follow from rates.
+    limits: Arc<Limits>,
     /// By channel: the first provider of a kind serves it.
     providers: [Provider; CHANNELS],
     waiting: Waiting,
+    pub slowing: Slowing,
 }
 
 impl Pacing {
@@ -66,25 +71,35 @@ impl Pacing {
         };
         Self {
             leases: Leases::new(budgets, members),
+            limits: Arc::default(),
             providers: std::array::from_fn(|_| provider()),
             waiting: Waiting::default(),
+            slowing: Slowing::default(),
+        }
+    }
+
+    /// Takes up the limits in force. Where they changed, everybody who waits gets a new place.
+    pub(crate) fn take_up(&mut self, limits: &Arc<Limits>) {
+        if !Arc::ptr_eq(&self.limits, limits) {
+            self.limits = limits.clone();
+            self.waiting = Waiting::default();
         }
     }
 
     /// Whether there is nothing to ask before a first attempt is sent.
-    pub(crate) fn is_free(&self, limits: &Limits, channel: Channel, attempts: u32) -> bool {
+    pub(crate) fn is_free(&self, channel: Channel, attempts: u32) -> bool {
         let provider = &self.providers[channel as usize];
-        limits.is_empty() && attempts == 0 && provider.breaker.is_closed() && provider.throttle.quota().is_none()
+        self.limits.is_empty() && attempts == 0 && provider.breaker.is_closed() && provider.throttle.quota().is_none()
     }
 
     /// Takes what so many messages of a section need of every budget. Those that get nothing ask again when it is worth
     /// it, and no later than their ttl; the tenants that wait for one budget do so in turn.
     pub(crate) async fn admit(
         &mut self,
-        limits: &Limits,
         head: &Head,
         lane: Lane,
         provider: &str,
+        slowed_by: &[Slow],
         wanted: u64,
         world: &World,
     ) -> Pass {
@@ -92,12 +107,14 @@ impl Pacing {
         let at = &mut self.providers[head.channel as usize];
         let mut count = wanted;
         let mut short = None;
+        let mut budgets = self.limits.for_sending(&head.tenant, &head.notification.template_id, head.channel, provider);
         match at.breaker.passage(now_ms) {
             Passage::All => {}
             Passage::Some(few) => count = count.min(few.saturating_sub(at.planned)),
             Passage::Not { until_ms } => {
                 let due_ms = until_ms + world.below(SPREAD_MS);
-                return Pass { rest_due_ms: due_ms.min(head.notification.expires_ms), ..Pass::default() };
+                let rest = Wait::until(due_ms).at_most(head.notification.expires_ms);
+                return Pass { count: 0, rest, budgets: Vec::new() };
             }
         }
         let (room, retry_after_ms) = at.throttle.room(count, now_ms);
@@ -114,7 +131,16 @@ impl Pacing {
             }
             count = count.min(room);
         }
-        let budgets = limits.for_sending(&head.tenant, &head.notification.template_id, head.channel, provider);
+        let limits = budgets.len();
+        for switch in slowed_by {
+            budgets.extend(slowed_limits(&switch.0, &budgets[..limits]));
+            if let Some((room, share, retry_after_ms)) = self.slowing.room(switch, count, limits > 0, now_ms)
+                && room < count
+            {
+                short = Some(Short { budget: measured_budget(switch).into(), share, retry_after_ms });
+                count = room;
+            }
+        }
         if count > 0 && !budgets.is_empty() {
             let taken = self.leases.take(&budgets, count, lane == Lane::Transactional, now_ms).await;
             if let Some(error) = &taken.error {
@@ -131,13 +157,15 @@ impl Pacing {
         if head.section.attempts > 0 {
             at.retries.spend(count);
         }
-        let rest_due_ms = match short {
+        slowed_by.iter().for_each(|switch| self.slowing.take(switch, count));
+        let cause = short.as_ref().map_or(WaitCause::Unspecified, |short| cause_of(&short.budget));
+        let due_ms = match short {
             _ if count == wanted => 0,
             Some(short) => self.waiting.place(&short, &head.tenant, lane, wanted - count, world),
             // The provider is being probed.
             None => now_ms + world.below(SPREAD_MS),
         };
-        Pass { count, rest_due_ms: rest_due_ms.min(head.notification.expires_ms), budgets }
+        Pass { count, rest: Wait { due_ms, cause }.at_most(head.notification.expires_ms), budgets }
     }
 
     /// Gives back what was taken just now for messages that ended without being sent.
@@ -173,6 +201,15 @@ impl Pacing {
             provider.throttle.answered(refused, now_ms);
         }
         provider.breaker.answered(health, probe, now_ms, world);
+    }
+}
+
+/// What must be lifted before there is more of a budget: providers and retries have budgets that nobody set.
+fn cause_of(budget: &str) -> WaitCause {
+    match budget {
+        budget if is_slowed(budget) => WaitCause::Switch,
+        budget if budget.starts_with("pace/") || budget.starts_with("retry/") => WaitCause::Unspecified,
+        _ => WaitCause::Limit,
     }
 }
 

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use herald_core::{
     clock::World,
     dead_letters::{RedriveIndex, letters, read_letter, redrives, takes},
-    outputs::Outputs,
+    outputs::{Outputs, Wait},
     ports::log::{Commit, Committed, Log, LogError, Member, Position, Record, Subscription},
     record::{DeadLetter, Redrive, Schema},
 };
@@ -232,7 +232,7 @@ fn put_out(order: Redrive, page: Page, now_ms: u64, outputs: &mut Outputs) -> Op
             0 => outputs.record(redrives(), envelope, body(&rest)),
             limited => {
                 let due_ms = now_ms + (paced * 1_000).div_ceil(limited);
-                outputs.delayed(redrives(), due_ms, envelope, body(&rest));
+                outputs.delayed(redrives(), Wait::until(due_ms), envelope, body(&rest));
             }
         }
     }

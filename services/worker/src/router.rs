@@ -1,5 +1,8 @@
 //! The router: what waits in a delay tier leaves it after the tier's delay, into the next tier that is not past its due
 //! time, or back to its topic.
+//!
+//! When a switch or a limit is lifted, what waits for it goes home at once: the tiers that may hold it are drained to the
+//! ends that they had, in order, and what waits for something else goes on to the tier of what is left of its time.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -9,15 +12,19 @@ use std::{
 
 use herald_core::{
     clock::World,
+    control::RoleVersions,
     dead_letters::{dead_request_books, dead_section_books, letter, place_of},
     outputs::Outputs,
+    policy::Policy,
     ports::log::{Commit, Committed, Identity, Log, LogError, Member, NewRecord, Position, Record, Subscription},
-    record::Schema,
+    record::{Schema, WaitCause},
     topic::{Group, Topic, TopicPartition, tier_delay_ms, tier_for},
+    waiting::LONGEST_WAIT_MS,
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::burying::request_id;
+use crate::{burying::request_id, lifting::Lifting};
 
 /// Why a record that does not say where it came from is dead.
 const HOMELESS: &str = "no_home";
@@ -28,17 +35,52 @@ const HELD_RECORDS: usize = 1_000;
 /// The longest time between two looks at the clock; a step of the wall clock is noticed within it.
 const MAX_WAIT: Duration = Duration::from_millis(250);
 
+/// What the router works with.
+#[derive(Clone)]
+pub struct RouterDeps {
+    /// The log.
+    pub log: Arc<dyn Log>,
+    /// Switches and limits.
+    pub policy: watch::Receiver<Arc<Policy>>,
+    /// Where the role says which policies it runs.
+    pub versions: Arc<RoleVersions>,
+    /// Clock and chance.
+    pub world: World,
+}
+
+/// One tier.
+#[derive(Default)]
+struct Tier {
+    /// The first records that wait in it.
+    held: VecDeque<Record>,
+    /// By [`WaitCause`]: what is in front of this offset and waits for it goes home, since it was lifted.
+    lifted: [u64; 3],
+}
+
+impl Tier {
+    /// Whether a record leaves although the tier's delay is not over.
+    fn is_drained(&self, record: &Record) -> bool {
+        self.lifted.iter().any(|end| record.offset < *end)
+    }
+
+    /// Whether what a record waits for was lifted.
+    fn is_lifted(&self, record: &Record) -> bool {
+        let cause = record.envelope.waiting.as_ref().map_or(WaitCause::Unspecified, |waiting| waiting.cause());
+        record.offset < self.lifted[cause as usize]
+    }
+}
+
 struct Router {
-    log: Arc<dyn Log>,
-    world: World,
+    deps: RouterDeps,
     subscription: Box<dyn Subscription>,
-    tiers: BTreeMap<TopicPartition, VecDeque<Record>>,
+    tiers: BTreeMap<TopicPartition, Tier>,
+    lifting: Lifting,
 }
 
 /// Runs one member of the role until `shutdown`.
-pub async fn run(log: Arc<dyn Log>, world: World, member: Member, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let subscription = log.subscribe(Group::Router, member).await?;
-    let mut router = Router { log, world, subscription, tiers: BTreeMap::new() };
+pub async fn run(deps: RouterDeps, member: Member, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let subscription = deps.log.subscribe(Group::Router, member).await?;
+    let mut router = Router { deps, subscription, tiers: BTreeMap::new(), lifting: Lifting::default() };
     while !shutdown.is_cancelled() {
         let wait = router.wait();
         let polled = tokio::select! {
@@ -52,10 +94,12 @@ pub async fn run(log: Arc<dyn Log>, world: World, member: Member, shutdown: Canc
                     router.tiers.remove(&at);
                 }
                 for (at, _) in polled.assigned {
-                    router.tiers.insert(at, VecDeque::new());
+                    router.tiers.insert(at, Tier::default());
+                    // What was lifted before is not known.
+                    router.lifting = Lifting::default();
                 }
                 for record in polled.records {
-                    router.tiers.entry(record.at).or_default().push_back(record);
+                    router.tiers.entry(record.at).or_default().held.push_back(record);
                 }
             }
             Err(error @ LogError::Damaged(_)) => return Err(error.into()),
@@ -64,7 +108,9 @@ pub async fn run(log: Arc<dyn Log>, world: World, member: Member, shutdown: Canc
                 tokio::time::sleep(MAX_WAIT).await;
             }
         }
+        let version = router.lift().await;
         router.pass_on().await?;
+        router.deps.versions.runs("router", member, version);
     }
     Ok(())
 }
@@ -82,30 +128,52 @@ impl Router {
     }
 
     fn wait(&self) -> Duration {
-        let now_ms = self.world.now_ms();
-        let next = self.tiers.iter().filter_map(|(at, held)| held.front().map(|r| Self::leaves_at_ms(at, r))).min();
+        let now_ms = self.deps.world.now_ms();
+        let leaves_at_ms = |(at, tier): (&TopicPartition, &Tier)| {
+            let first = tier.held.front()?;
+            Some(if tier.is_drained(first) { 0 } else { Self::leaves_at_ms(at, first) })
+        };
+        let next = self.tiers.iter().filter_map(leaves_at_ms).min();
         next.map_or(MAX_WAIT, |ms| Duration::from_millis(ms.saturating_sub(now_ms).max(1)).min(MAX_WAIT))
+    }
+
+    /// Sees what was lifted, and marks what is to go for it. Returns the version of the policies that it knows.
+    async fn lift(&mut self) -> u64 {
+        let (now_ms, policy) = (self.deps.world.now_ms(), self.deps.policy.borrow().clone());
+        for cause in self.lifting.lifted(&policy, now_ms) {
+            for (at, tier) in self.tiers.iter_mut().filter(|(at, _)| may_be_lifted(at.topic)) {
+                match self.subscription.end(*at).await {
+                    Ok(end) => tier.lifted[cause as usize] = end,
+                    // It comes out after the tier's delay.
+                    Err(error) => tracing::warn!(%error, %at, "what was lifted is not let go at once"),
+                }
+            }
+        }
+        policy.version
     }
 
     /// Moves what has waited long enough, in one commit.
     async fn pass_on(&mut self) -> anyhow::Result<()> {
-        let now_ms = self.world.now_ms();
+        let now_ms = self.deps.world.now_ms();
         let mut commit = Commit::default();
-        for (at, held) in &mut self.tiers {
+        for (at, tier) in &mut self.tiers {
             let mut moved = None;
-            while held.front().is_some_and(|record| Self::leaves_at_ms(at, record) <= now_ms) {
-                if let Some(record) = held.pop_front() {
+            let leaves =
+                |tier: &Tier, record: &Record| tier.is_drained(record) || Self::leaves_at_ms(at, record) <= now_ms;
+            while tier.held.front().is_some_and(|record| leaves(tier, record)) {
+                if let Some(record) = tier.held.pop_front() {
                     moved = Some(record.offset + 1);
-                    match next_place(record, now_ms) {
+                    let lifted = tier.is_lifted(&record);
+                    match next_place(record, lifted, now_ms) {
                         Ok(record) => commit.outputs.push(record),
-                        Err(homeless) => commit.outputs.extend(bury(&homeless, self.log.identity(), now_ms)),
+                        Err(homeless) => commit.outputs.extend(bury(&homeless, self.deps.log.identity(), now_ms)),
                     }
                 }
             }
             if let Some(offset) = moved {
                 commit.positions.push((*at, Position { offset, ..Position::default() }));
             }
-            self.subscription.pause(*at, held.len() >= HELD_RECORDS);
+            self.subscription.pause(*at, tier.held.len() >= HELD_RECORDS);
         }
         if commit.positions.is_empty() {
             return Ok(());
@@ -117,15 +185,21 @@ impl Router {
     }
 }
 
-/// Where a record goes from its tier; the record itself if it does not say where it came from.
-fn next_place(record: Record, now_ms: u64) -> Result<NewRecord, Box<Record>> {
+/// Whether a tier may hold what waits for a switch or a limit: nothing waits for one longer without asking.
+fn may_be_lifted(topic: Topic) -> bool {
+    matches!(topic, Topic::Delayed(tier) if tier <= tier_for(LONGEST_WAIT_MS))
+}
+
+/// Where a record goes from its tier, home at once if what it waits for was lifted; the record itself if it does not say
+/// where it came from.
+fn next_place(record: Record, lifted: bool, now_ms: u64) -> Result<NewRecord, Box<Record>> {
     let home = record.envelope.waiting.as_ref().and_then(|waiting| {
         let topic = Topic::of_code(u8::try_from(waiting.topic).ok()?)?;
         Some((waiting.due_ms, TopicPartition { topic, partition: waiting.partition }))
     });
     let Some((due_ms, home)) = home else { return Err(Box::new(record)) };
     let Record { envelope, body, .. } = record;
-    let remaining_ms = due_ms.saturating_sub(now_ms);
+    let remaining_ms = if lifted { 0 } else { due_ms.saturating_sub(now_ms) };
     let (at, envelope) = if remaining_ms == 0 {
         (home, herald_core::record::Envelope { waiting: None, ..envelope })
     } else {
@@ -163,7 +237,8 @@ mod tests {
     use super::*;
 
     fn waiting(due_ms: u64, tier: u8) -> Record {
-        let home = Waiting { due_ms, topic: Topic::Deliveries(Lane::Bulk).code().into(), partition: 3 };
+        let topic = Topic::Deliveries(Lane::Bulk).code().into();
+        let home = Waiting { due_ms, topic, partition: 3, cause: WaitCause::Unspecified as i32 };
         Record {
             at: TopicPartition { topic: Topic::Delayed(tier), partition: 0 },
             offset: 0,
@@ -182,7 +257,7 @@ mod tests {
             let mut record = waiting(due_ms, tier_for(due_ms));
             loop {
                 now_ms = Router::leaves_at_ms(&record.at, &record).max(now_ms);
-                let next = next_place(record, now_ms).unwrap();
+                let next = next_place(record, false, now_ms).unwrap();
                 hops += 1;
                 if next.at.topic == Topic::Deliveries(Lane::Bulk) {
                     assert_eq!((next.at.partition, next.envelope.waiting), (3, None));
@@ -205,7 +280,7 @@ mod tests {
     fn a_record_without_a_home_is_booked_dead_and_kept() {
         let summary = SectionSummary { notification_id: vec![1; 16].into(), count: 3, ..Default::default() };
         let envelope = Envelope { sections: vec![summary], waiting: None, ..Default::default() };
-        let homeless = next_place(Record { envelope, ..waiting(5, 0) }, 1_000).unwrap_err();
+        let homeless = next_place(Record { envelope, ..waiting(5, 0) }, false, 1_000).unwrap_err();
         let layout = Layout { shards: 1, requests: 1, receipts: 1 };
         let outputs = bury(&homeless, &Identity { region: "eu".into(), epoch: 1, layout }, 1_000);
         let topics: Vec<Topic> = outputs.iter().map(|record| record.at.topic).collect();

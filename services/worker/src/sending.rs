@@ -8,12 +8,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use herald_core::{
     books::CANCELLED,
     ids::{InstanceId, TenantId, channel_name},
+    outputs::Wait,
     policy::{Policy, SIGNING_SECRET},
     ports::{
         channel::{Message, Unsubscribe},
         claims::ClaimRequest,
     },
-    record::{Channel, State},
+    record::{Channel, State, WaitCause},
     tokens::UnsubscribeLinks,
 };
 use herald_templates::Rendered;
@@ -41,6 +42,9 @@ use crate::{
 /// How long a section waits that cannot be decided now.
 const UNDECIDED_DELAY_MS: u64 = 1_000;
 
+/// How long what is deferred waits at most before it is looked at again: whose quiet hours they are may remove them.
+const QUIET_LOOK_MS: u64 = 1_024_000;
+
 /// Instances decided before the loop looks at events again.
 const INSTANCES_PER_TURN: u64 = 4_096;
 
@@ -60,6 +64,8 @@ pub(crate) struct Job {
     pub people: Vec<Arc<Known>>,
     /// What is to become of each.
     pub fates: Vec<Fate>,
+    /// Whether a switch slows it.
+    pub slowed: bool,
     /// What was taken of limits for them.
     pub pass: Option<Pass>,
 }
@@ -69,8 +75,8 @@ pub(crate) enum Fate {
     Send,
     /// It ends here; with an error code.
     End(State, &'static str, String),
-    /// It waits until then, in milliseconds since the epoch.
-    Wait(u64),
+    /// It waits.
+    Wait(Wait),
 }
 
 struct Rendering {
@@ -148,7 +154,17 @@ impl Worker {
             taken += queued.cost();
             let careful = shard.tracks.get(&queued.topic).is_some_and(|track| track.is_careful(queued.unit));
             let (rendering, people, fates) = (None, Vec::new(), Vec::new());
-            jobs.push(Job { shard: number, queued, order, careful, rendering, people, fates, pass: None });
+            jobs.push(Job {
+                shard: number,
+                queued,
+                order,
+                careful,
+                rendering,
+                people,
+                fates,
+                slowed: false,
+                pass: None,
+            });
             if careful {
                 break;
             }
@@ -163,7 +179,7 @@ impl Worker {
         let mut jobs = self.with_people(jobs).await;
         let decided_at = DecidedAt { generation: self.freshness.generation(), steered: policy.steered() };
         self.decide(&mut jobs);
-        self.pace(&mut jobs, policy.limits()).await;
+        self.pace(&mut jobs, &policy).await;
         let jobs = self.hold_back(jobs);
         let mut jobs = self.claim(jobs).await;
         // Reading people and claiming take their time; in-app items pass no gate after this.
@@ -174,6 +190,9 @@ impl Worker {
         let mut outgoing = Outgoing::default();
         for job in jobs {
             self.put_back_unsent(&job);
+            if job.queued.chunk.head.channel == Channel::InApp {
+                self.pacing.slowing.sent(&job.queued.chunk.head, job.sending(), self.deps.world.now_ms());
+            }
             let (channel, cost) = (job.queued.chunk.head.channel, job.queued.cost());
             let (shard, order) = (job.shard, job.order);
             let sent = self.render(job, &policy, &mut outgoing);
@@ -195,12 +214,12 @@ impl Worker {
 
     /// A section that cannot be decided now comes again in a second; nothing of it was attempted.
     fn put_off(&mut self, job: &Job) {
-        self.put_off_until(job, self.deps.world.now_ms() + UNDECIDED_DELAY_MS);
+        self.put_off_until(job, Wait::until(self.deps.world.now_ms() + UNDECIDED_DELAY_MS));
     }
 
-    fn put_off_until(&mut self, job: &Job, due_ms: u64) {
+    fn put_off_until(&mut self, job: &Job, wait: Wait) {
         if let Some(shard) = self.shards.get_mut(&job.shard) {
-            shard.send_on(&job.queued, deliveries_home(job.queued.topic, job.shard), Some(due_ms));
+            shard.send_on(&job.queued, deliveries_home(job.queued.topic, job.shard), Some(wait));
         }
         self.done_with(job.shard, job.queued.chunk.head.channel, job.order, job.queued.cost());
     }
@@ -229,7 +248,8 @@ impl Worker {
                 Steer::Go => may_go.push(job),
                 Steer::Hold => {
                     self.deps.stats.add(|s| &s.held, job.queued.cost());
-                    self.put_off_until(&job, (now_ms + HOLD_MS).min(head.notification.expires_ms));
+                    let wait = Wait { due_ms: now_ms + HOLD_MS, cause: WaitCause::Switch };
+                    self.put_off_until(&job, wait.at_most(head.notification.expires_ms));
                 }
                 Steer::End(reason) => {
                     self.end_all(&job, &End::by_rule(State::Suppressed, reason, head.section.attempts));
@@ -339,7 +359,7 @@ impl Worker {
                 Verdict::Dead(reason) => Fate::End(State::Dead, reason, String::new()),
                 Verdict::Wait(until_ms) => {
                     self.deps.stats.add(|s| &s.quiet, 1);
-                    Fate::Wait(until_ms)
+                    Fate::Wait(Wait::until(until_ms.min(now_ms + QUIET_LOOK_MS)))
                 }
             };
             job.fates = job.people.iter().map(fate).collect();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use herald_core::{
+    outputs::Wait,
     ports::{channel::Outcome, log::Mark},
     record::State,
 };
@@ -104,6 +105,7 @@ impl Worker {
         let now_ms = self.deps.world.now_ms();
         let BatchSection { shard, topic, offset, head, .. } = &batch.sections[section];
         let Some(shard) = self.shards.get_mut(shard) else { return };
+        self.pacing.slowing.sent(head, outcomes.len() as u64, now_ms);
         let ended = shard.endings.of(head, now_ms);
         let (mut finished, mut undelivered) = (Vec::with_capacity(outcomes.len()), Vec::new());
         let mut again: BTreeMap<(u32, u64), Vec<u32>> = BTreeMap::new();
@@ -141,7 +143,7 @@ impl Worker {
         let home = deliveries_home(*topic, shard.number);
         for ((attempts, due_ms), users) in again {
             let (section, summary) = part_of(head, &users, attempts);
-            shard.outputs.section(home, Some(due_ms), section, summary);
+            shard.outputs.section(home, Some(Wait::until(due_ms)), section, summary);
         }
         let place = shard.place(*topic, *offset);
         for (end, users) in dead.into_values() {

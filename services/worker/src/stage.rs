@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context as _;
 use herald_core::{
     done_map::MAX_ENCODED_CHARS,
     ids::TenantId,
@@ -15,7 +16,6 @@ use herald_core::{
     tokens::UnsubscribeLinks,
     topic::{Group, Topic, TopicPartition},
 };
-use anyhow::Context as _;
 use prost::Message as _;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;

@@ -13,23 +13,24 @@ use herald_core::{
     books::CANCELLED,
     clock::Clock,
     control::ControlReads,
-    ids::NotificationId,
+    ids::{NotificationId, TenantId},
     outputs::Outputs,
     policy::Policy,
     ports::log::Member,
-    record::CancelAck,
-    switches::{OnItsWay, Providers, SwitchState},
+    record::{CancelAck, Channel},
+    switches::{OnItsWay, Providers, SwitchRow, SwitchState, Traffic},
     topic::{Topic, TopicPartition},
+    waiting::LONGEST_WAIT_MS,
 };
 use tokio::sync::watch;
 
-use crate::{Deps, section::Head, stage::Worker};
+use crate::{Deps, section::Head, slowing::Kind, stage::Worker};
 
 /// No send starts unless `control` was read to its end this recently.
 const MAX_CONTROL_AGE_MS: u64 = 1_000;
 
-/// How long what a switch holds waits before it is looked at again.
-pub(crate) const HOLD_MS: u64 = 16_000;
+/// How long what a switch holds waits before it is looked at again, if the switch is not lifted before.
+pub(crate) const HOLD_MS: u64 = LONGEST_WAIT_MS;
 
 /// Acknowledgements of a shard that one commit takes at most.
 const MAX_ACKS: usize = 10_000;
@@ -65,16 +66,32 @@ impl Steering {
         }
     }
 
+    /// Messages of a tenant and template on a channel, as switches see them.
+    fn traffic<'a>(&'a self, tenant: &'a TenantId, template: &'a str, channel: Channel) -> Traffic<'a> {
+        let way = OnItsWay { tenant: tenant.as_str(), template, region: &self.region, providers: &self.providers };
+        way.on(channel)
+    }
+
+    /// The switches that slow messages of a section.
+    pub(crate) fn slowing(&self, policy: &Policy, head: &Head, now_ms: u64) -> Vec<(String, Arc<SwitchRow>)> {
+        let traffic = self.traffic(&head.tenant, &head.notification.template_id, head.channel);
+        policy.switches().slowing(&traffic, now_ms).map(|(id, row)| (id.to_owned(), row.clone())).collect()
+    }
+
+    /// Whether a switch is about measured traffic.
+    pub(crate) fn is_about(&self, row: &SwitchRow, kind: &Kind) -> bool {
+        row.scope.takes(&self.traffic(&kind.tenant, &kind.template, kind.channel))
+    }
+
     pub(crate) fn decide(&self, policy: &Policy, head: &Head, now_ms: u64) -> Steer {
-        let (tenant, template) = (head.tenant.as_str(), head.notification.template_id.as_str());
-        if policy.cancel(tenant, &head.id).is_some() {
+        if policy.cancel(head.tenant.as_str(), &head.id).is_some() {
             return Steer::End(CANCELLED);
         }
         if policy.switches().is_empty() {
             return Steer::Go;
         }
-        let way = OnItsWay { tenant, template, region: &self.region, providers: &self.providers };
-        match policy.switch_state(&way.on(head.channel), now_ms) {
+        let traffic = self.traffic(&head.tenant, &head.notification.template_id, head.channel);
+        match policy.switch_state(&traffic, now_ms) {
             SwitchState::On | SwitchState::Slow => Steer::Go,
             SwitchState::Hold => Steer::Hold,
             SwitchState::Off => Steer::End("killed"),
@@ -222,10 +239,9 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use herald_core::{
-        ids::TenantId,
         policy::{CancelRow, kind},
-        record::{Channel, Control, Notification, Section},
-        switches::{SwitchRow, SwitchScope},
+        record::{Control, Notification, Section},
+        switches::SwitchScope,
         topic::Layout,
     };
 

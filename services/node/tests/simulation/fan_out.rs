@@ -15,7 +15,7 @@ use herald_core::{
     books::Totals,
     clock::World,
     ids::{InstanceId, NotificationId, TenantId},
-    people::{Endpoint, User},
+    people::{Endpoint, Preferences, QuietHours, QuietPolicy, User},
     policy::{CancelRow, TemplateHead, TemplateRow, TenantRow, kind, template_head_key, template_row_key},
     ports::{
         StoreError,
@@ -26,7 +26,7 @@ use herald_core::{
     },
     record::{Channel as ChannelKind, audience::Kind},
     switches::{SwitchRow, SwitchScope, SwitchState},
-    topic::Layout,
+    topic::{Group, Layout},
 };
 use herald_embedded::{
     disk::MemoryDisk,
@@ -40,7 +40,7 @@ use herald_node::{
 };
 
 use crate::{
-    scenario::{DAY_MS, Planned, send},
+    scenario::{DAY_MS, Planned, limit, send, tell_change},
     world::{Chance, EPOCH_MS, world_at},
 };
 
@@ -49,7 +49,7 @@ const USERS: usize = 3_000;
 /// Takes a message every few milliseconds, one after the other in each batch, and some of them very slowly.
 struct SlowMail {
     world: World,
-    began: Arc<Mutex<Vec<u64>>>,
+    began: Arc<Mutex<Vec<(u64, InstanceId)>>>,
     taken: Arc<Mutex<BTreeMap<InstanceId, u64>>>,
 }
 
@@ -69,7 +69,7 @@ impl Channel for SlowMail {
                 sink.report(index, Outcome::NotAttempted { code: "gate".into() });
                 continue;
             }
-            self.began.lock().unwrap().push(self.world.now_ms());
+            self.began.lock().unwrap().push((self.world.now_ms(), message.instance));
             let slow = message.instance.0[0] == 7;
             tokio::time::sleep(Duration::from_millis(if slow { 900 } else { 10 })).await;
             *self.taken.lock().unwrap().entry(message.instance).or_default() += 1;
@@ -132,7 +132,7 @@ struct FanOut {
     backends: Backends,
     roles: Roles,
     tenant: TenantId,
-    began: Arc<Mutex<Vec<u64>>>,
+    began: Arc<Mutex<Vec<(u64, InstanceId)>>>,
     taken: Arc<Mutex<BTreeMap<InstanceId, u64>>>,
     registry_away: Arc<AtomicBool>,
     sent: AtomicU64,
@@ -153,7 +153,7 @@ impl FanOut {
         let mut backends = Backends::embedded(log, &Stores::open(kv));
         let registry_away = Arc::new(AtomicBool::new(false));
         backends.registry = Arc::new(Fragile { inner: backends.registry.clone(), away: registry_away.clone() });
-        let (began, taken) = (Arc::<Mutex<Vec<u64>>>::default(), Arc::<Mutex<BTreeMap<_, _>>>::default());
+        let (began, taken) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<Mutex<BTreeMap<_, _>>>::default());
         let mail = SlowMail { world: world.clone(), began: began.clone(), taken: taken.clone() };
         let roles = Roles::start(&Config::default(), &backends, vec![Arc::new(mail)], &world).await.unwrap();
         let tenant = TenantId::trusted("acme");
@@ -195,6 +195,10 @@ impl FanOut {
     }
 
     async fn to_everyone(&self) -> NotificationId {
+        self.to_everyone_in(0).await
+    }
+
+    async fn to_everyone_in(&self, send_in_ms: u64) -> NotificationId {
         let id = self.world.notification_id();
         let planned = Planned {
             tenant: self.tenant.clone(),
@@ -204,7 +208,7 @@ impl FanOut {
             dedupe_key: String::new(),
             idempotency_key: String::new(),
             transactional: false,
-            send_in_ms: 0,
+            send_in_ms,
             ttl_ms: DAY_MS,
             recipients: Default::default(),
         };
@@ -214,12 +218,31 @@ impl FanOut {
 
     /// Sets the switch of everything; returns when that was answered.
     async fn switch(&self, state: SwitchState) -> u64 {
+        self.switch_until(state, None).await
+    }
+
+    async fn switch_until(&self, state: SwitchState, expires_ms: Option<u64>) -> u64 {
         let scope = SwitchScope::default();
         let id = scope.switch_id();
-        let row = SwitchRow { scope, state, reason: String::new(), expires_ms: None, set_ms: 0, set_by: String::new() };
+        let row = SwitchRow { scope, state, reason: String::new(), expires_ms, set_ms: 0, set_by: String::new() };
         let value = serde_json::to_vec(&row).unwrap().into();
         self.roles.publisher.put_log_first(kind::SWITCH, vec![(id, Some(value))]).await.unwrap();
         self.world.now_ms()
+    }
+
+    /// Sets or removes the limit of mail.
+    async fn limit_mail(&self, per_second: Option<f64>) {
+        let row = limit(None, Some("email"), per_second.unwrap_or(1.0), per_second.unwrap_or(1.0) as u64);
+        let value = per_second.map(|_| serde_json::to_vec(&row).unwrap().into());
+        let before = self.backends.registry.get(kind::LIMIT, &row.id).await.unwrap().map_or(0, |row| row.version);
+        let written = self.roles.publisher.put(kind::LIMIT, &row.id, value, before).await.unwrap();
+        assert!(matches!(written, Written::Done(_)), "{written:?}");
+    }
+
+    /// Records in the delay tiers.
+    async fn waiting(&self) -> u64 {
+        let tiers = self.backends.log.progress(Group::Router).await.unwrap();
+        tiers.iter().map(|tier| tier.end - tier.committed).sum()
     }
 
     async fn cancel(&self, id: NotificationId) -> u64 {
@@ -250,9 +273,12 @@ impl FanOut {
 
     /// Nothing was begun between a second after a switch and the next one.
     fn nothing_began_within(&self, from_ms: u64, until_ms: u64) {
-        let late: Vec<u64> =
-            self.began.lock().unwrap().iter().copied().filter(|at| (from_ms + 1_001..until_ms).contains(at)).collect();
-        assert!(late.is_empty(), "{} sends began more than a second after {from_ms}: {late:?}", late.len());
+        let late = self.began_within(from_ms + 1_001, until_ms);
+        assert_eq!(late, 0, "sends began more than a second after {from_ms}");
+    }
+
+    fn began_within(&self, from_ms: u64, until_ms: u64) -> u64 {
+        self.began.lock().unwrap().iter().filter(|(at_ms, _)| (from_ms..until_ms).contains(at_ms)).count() as u64
     }
 
     async fn stop(self) {
@@ -311,6 +337,169 @@ async fn what_was_held_is_delivered_once_when_it_is_let_go() {
     assert_eq!((totals.recipients, email(&totals).delivered), (USERS as u64, USERS as u64));
     let taken = fan_out.taken.lock().unwrap().clone();
     assert!(taken.len() == USERS && taken.values().all(|times| *times == 1), "each exactly once");
+    fan_out.stop().await;
+}
+
+/// It does not wait for the end of its turn in the delay tier, whether the switch is lifted or expires.
+#[tokio::test(start_paused = true)]
+async fn what_was_held_goes_on_at_once_when_it_is_let_go() {
+    for expires in [false, true] {
+        let fan_out = FanOut::start().await;
+        let held_ms = fan_out.switch(SwitchState::Hold).await;
+        let id = fan_out.to_everyone().await;
+        // Not a multiple of what it waits for.
+        tokio::time::sleep(Duration::from_secs(41)).await;
+        assert!(fan_out.waiting().await > 0 && fan_out.taken() == 0);
+        let on_ms = match expires {
+            true => {
+                let at_ms = fan_out.world.now_ms() + 5_000;
+                fan_out.switch_until(SwitchState::Hold, Some(at_ms)).await;
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                at_ms
+            }
+            false => fan_out.switch(SwitchState::On).await,
+        };
+        fan_out.nothing_began_within(held_ms, on_ms);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(fan_out.waiting().await, 0, "everything has left the tiers");
+        assert!(fan_out.taken() > 0);
+        let totals = fan_out.until("everything is out", id, Totals::settled).await;
+        assert_eq!((email(&totals).delivered, fan_out.taken()), (USERS as u64, USERS as u64));
+        fan_out.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_held_goes_before_what_comes_after_it() {
+    let fan_out = FanOut::start().await;
+    fan_out.switch(SwitchState::Hold).await;
+    let first = fan_out.to_everyone().await;
+    tokio::time::sleep(Duration::from_secs(41)).await;
+    fan_out.switch(SwitchState::On).await;
+    let version = fan_out.roles.policy.borrow().version + 1;
+    // As the answer to the call waits for it.
+    while fan_out.backends.fleet.running(0).await.unwrap().iter().any(|p| p.behind(version).next().is_some()) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let second = fan_out.to_everyone().await;
+    for id in [first, second] {
+        fan_out.until("everything is out", id, Totals::settled).await;
+    }
+    let began: BTreeMap<InstanceId, u64> = fan_out.began.lock().unwrap().iter().map(|(at, id)| (*id, *at)).collect();
+    let of = |id: &NotificationId, n: usize| began[&InstanceId::of(id, &format!("u{n}"), ChannelKind::Email)];
+    let overtaken = (0..USERS).filter(|n| of(&second, *n) < of(&first, *n)).count();
+    assert_eq!(overtaken, 0, "of {USERS} were overtaken");
+    fan_out.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_held_ends_at_once_when_it_is_switched_off() {
+    let fan_out = FanOut::start().await;
+    fan_out.switch(SwitchState::Hold).await;
+    let id = fan_out.to_everyone().await;
+    tokio::time::sleep(Duration::from_secs(41)).await;
+    let off_ms = fan_out.switch(SwitchState::Off).await;
+    let totals = fan_out.until("it is over", id, Totals::settled).await;
+    assert!(fan_out.world.now_ms() - off_ms < 2_000);
+    assert_eq!((email(&totals).suppressed["killed"], fan_out.taken()), (email(&totals).created.count, 0));
+    fan_out.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waited_for_a_limit_goes_on_at_once_when_it_is_raised_or_gone() {
+    for lifted in [Some(1_000_000.0), None] {
+        let fan_out = FanOut::start().await;
+        fan_out.limit_mail(Some(1.0)).await;
+        let id = fan_out.to_everyone().await;
+        tokio::time::sleep(Duration::from_secs(41)).await;
+        assert!(fan_out.waiting().await > 0 && fan_out.taken() < 60);
+        let lifted_ms = fan_out.world.now_ms();
+        fan_out.limit_mail(lifted).await;
+        let totals = fan_out.until("everything is out", id, Totals::settled).await;
+        assert_eq!((email(&totals).delivered, fan_out.taken()), (USERS as u64, USERS as u64));
+        // As long as without a limit, and a second.
+        let took_ms = fan_out.world.now_ms() - lifted_ms;
+        assert!(took_ms < 12_000, "{lifted:?}: {took_ms}");
+        fan_out.stop().await;
+    }
+}
+
+/// A switch says what may be sent now: what is not due yet is not touched by it.
+#[tokio::test(start_paused = true)]
+async fn what_is_scheduled_is_killed_only_if_it_is_off_when_it_is_due() {
+    let fan_out = FanOut::start().await;
+    fan_out.switch(SwitchState::Off).await;
+    let (soon, later) = (fan_out.to_everyone_in(30_000).await, fan_out.to_everyone_in(300_000).await);
+    let killed = fan_out.until("it is due", soon, |totals| !totals.channels.is_empty() && totals.settled()).await;
+    assert_eq!(email(&killed).created.count, email(&killed).suppressed["killed"]);
+    assert!(fan_out.totals(later).await.is_none_or(|totals| totals.channels.is_empty()), "it has not begun");
+    fan_out.switch(SwitchState::On).await;
+    let sent = fan_out.until("it is sent", later, Totals::settled).await;
+    assert_eq!((email(&sent).delivered, fan_out.taken()), (USERS as u64, USERS as u64));
+    fan_out.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_removes_their_quiet_hours_waits_no_longer_than_to_the_next_look() {
+    let fan_out = FanOut::start().await;
+    let is_quiet = async |hours: Option<(u16, u16)>| {
+        let quiet_hours = hours.map(|(start_minute, end_minute)| QuietHours {
+            start_minute,
+            end_minute,
+            time_zone: Some("UTC".into()),
+            policy: QuietPolicy::Defer,
+        });
+        let preferences = Preferences { quiet_hours, ..Default::default() };
+        let change = PersonChange::Preferences { user_id: "u7".into(), preferences };
+        fan_out.backends.directory.change(&fan_out.tenant, vec![change], fan_out.world.now_ms()).await.unwrap();
+        tell_change(&fan_out.tenant, "u7", &fan_out.backends, fan_out.world.now_ms()).await.unwrap();
+    };
+    // The simulation begins at midnight.
+    is_quiet(Some((0, 23 * 60))).await;
+    let id = fan_out.to_everyone().await;
+    let left = |totals: &Totals| email(totals).in_flight();
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    let totals = fan_out.totals(id).await.unwrap();
+    assert_eq!((left(&totals), fan_out.taken()), (1, USERS as u64 - 1));
+    is_quiet(None).await;
+    tokio::time::sleep(Duration::from_secs(1_030)).await;
+    assert_eq!((left(&fan_out.totals(id).await.unwrap()), fan_out.taken()), (0, USERS as u64));
+    fan_out.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_sends_a_tenth_and_lifted_it_sends_as_before() {
+    let fan_out = FanOut::start().await;
+    let began_ms = fan_out.world.now_ms();
+    let id = fan_out.to_everyone().await;
+    fan_out.until("it runs", id, |totals| totals.channels.len() == 2 && email(totals).delivered > 700).await;
+    let slow_ms = fan_out.switch(SwitchState::Slow).await;
+    let before = fan_out.began_within(began_ms, slow_ms) * 1_000 / (slow_ms - began_ms);
+    // What was in the provider's hands has gone by then.
+    tokio::time::sleep(Duration::from_secs(14)).await;
+    let slowed = fan_out.began_within(slow_ms + 4_000, slow_ms + 14_000) / 10;
+    // Of what it was when it was in full swing.
+    assert!(slowed > 0 && slowed * 10 <= before * 5 / 4, "{slowed} a second of {before} before");
+    let on_ms = fan_out.switch(SwitchState::On).await;
+    let totals = fan_out.until("everything is out", id, Totals::settled).await;
+    let after = fan_out.began_within(on_ms, on_ms + 2_000) / 2;
+    assert!(after * 2 >= before, "{after} a second after, of {before} before");
+    assert_eq!((email(&totals).delivered, fan_out.taken()), (USERS as u64, USERS as u64));
+    fan_out.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_takes_limits_at_a_tenth() {
+    let fan_out = FanOut::start().await;
+    fan_out.limit_mail(Some(100.0)).await;
+    let slow_ms = fan_out.switch(SwitchState::Slow).await;
+    let id = fan_out.to_everyone().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let slowed = fan_out.began_within(slow_ms, slow_ms + 60_000);
+    assert!((450..=620).contains(&slowed), "{slowed} in a minute at 10 a second");
+    fan_out.switch(SwitchState::On).await;
+    let totals = fan_out.until("everything is out", id, Totals::settled).await;
+    assert_eq!((email(&totals).delivered, fan_out.taken()), (USERS as u64, USERS as u64));
     fan_out.stop().await;
 }
 
@@ -387,7 +576,7 @@ async fn every_role_reports_the_version_it_runs() {
     let [process] = processes.as_slice() else { panic!("{processes:?}") };
     assert!(process.behind(version).next().is_none(), "{process:?} at {version}");
     let roles: Vec<&str> = process.versions.keys().map(String::as_str).collect();
-    assert_eq!(roles, ["orchestrator", "snapshot", "worker"]);
+    assert_eq!(roles, ["orchestrator", "router", "snapshot", "worker"]);
     let backends = fan_out.backends.clone();
     fan_out.stop().await;
     assert_eq!(backends.fleet.running(0).await.unwrap(), [], "who stops takes its leave");

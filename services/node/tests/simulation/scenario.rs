@@ -333,7 +333,8 @@ pub async fn opt_out(tenant: &TenantId, user: &str, backends: &Backends, now_ms:
     tell_change(tenant, user, backends, now_ms).await
 }
 
-async fn tell_change(tenant: &TenantId, user: &str, backends: &Backends, now_ms: u64) -> Result<(), LogError> {
+/// Tells the workers that a person changed.
+pub async fn tell_change(tenant: &TenantId, user: &str, backends: &Backends, now_ms: u64) -> Result<(), LogError> {
     let change = UserChange { tenant: tenant.as_str().into(), user_id: user.into(), version: 2, erased: false };
     let shard = shard_of(tenant.as_str(), user, backends.log.identity().layout.shards);
     let at = TopicPartition { topic: Topic::UserChanges, partition: shard };

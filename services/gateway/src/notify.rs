@@ -265,8 +265,8 @@ impl Gateway {
     }
 
     async fn mark_answered(&self, tenant: &TenantId, keys: Vec<(Key, NotificationId)>) {
-        let marks = keys.into_iter().map(|(key, _)| async move {
-            if let Err(error) = self.deps.admissions.answered(tenant, &key.text).await {
+        let marks = keys.into_iter().map(|(key, id)| async move {
+            if let Err(error) = self.deps.admissions.answered(tenant, &key.text, &id).await {
                 // The record is on the log: a later repetition appends it again, and the second is dropped.
                 tracing::warn!(%error, "an idempotency key is not marked as answered");
             }

@@ -156,10 +156,10 @@ impl Admissions for AdmissionStore {
         })
     }
 
-    async fn answered(&self, tenant: &TenantId, key: &str) -> Result<(), StoreError> {
+    async fn answered(&self, tenant: &TenantId, key: &str, id: &NotificationId) -> Result<(), StoreError> {
         ready(&*self.kv).await?;
         self.change(tenant.as_str(), key, |row, batch| {
-            if let Some(mut row) = row.filter(|row| !row.answered) {
+            if let Some(mut row) = row.filter(|row| row.id == id.0[..] && !row.answered) {
                 row.answered = true;
                 batch.put(row_key(tenant.as_str(), key), encode(&row));
             }

@@ -43,13 +43,17 @@ async fn the_first_call_wins(port: &dyn Admissions, tenant: &TenantId) {
     assert_eq!(port.begin(tenant, "k", first.clone()).await.unwrap(), None);
     let second = admission(tenant, "k", 2, NOW_MS + 5);
     assert_eq!(port.begin(tenant, "k", second.clone()).await.unwrap(), Some(first.clone()));
-    port.answered(tenant, "k").await.unwrap();
+    port.answered(tenant, "k", &NotificationId([9; 16])).await.unwrap();
+    assert_eq!(port.begin(tenant, "k", second.clone()).await.unwrap(), Some(first.clone()), "of another call");
+    port.answered(tenant, "k", &first.id).await.unwrap();
     let answered = Admission { answered: true, ..first };
     assert_eq!(port.begin(tenant, "k", second.clone()).await.unwrap(), Some(answered));
     assert_eq!(port.begin(tenant, "k2", second.clone()).await.unwrap(), None, "another key");
     let other = TenantId::parse(&format!("{tenant}-other")).unwrap();
     assert_eq!(port.begin(&other, "k", second).await.unwrap(), None, "another tenant");
-    port.answered(tenant, "never begun").await.unwrap();
+    port.answered(tenant, "never begun", &NotificationId([8; 16])).await.unwrap();
+    let begun = admission(tenant, "never begun", 1, NOW_MS);
+    assert_eq!(port.begin(tenant, "never begun", begun).await.unwrap(), None);
 }
 
 async fn one_of_many_at_once_wins(port: Arc<dyn Admissions>, tenant: &TenantId) {

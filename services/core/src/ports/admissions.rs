@@ -36,8 +36,8 @@ pub trait Admissions: Send + Sync + 'static {
     /// `seen_ms` any more).
     async fn restart(&self, tenant: &TenantId, key: &str, seen_ms: u64, now_ms: u64) -> Result<bool, StoreError>;
 
-    /// Marks the key's record as on the log.
-    async fn answered(&self, tenant: &TenantId, key: &str) -> Result<(), StoreError>;
+    /// Marks the record of a key's call as on the log. Nothing happens where the key is not, or no more, this call's.
+    async fn answered(&self, tenant: &TenantId, key: &str, id: &NotificationId) -> Result<(), StoreError>;
 
     /// Forgets a key that was begun and whose record is known not to be on the log.
     async fn withdraw(&self, tenant: &TenantId, key: &str, id: &NotificationId) -> Result<(), StoreError>;

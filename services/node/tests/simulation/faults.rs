@@ -270,9 +270,9 @@ impl Admissions for Faulty<dyn Admissions> {
         self.inner.restart(tenant, key, seen_ms, now_ms).await
     }
 
-    async fn answered(&self, tenant: &TenantId, key: &str) -> Result<(), StoreError> {
+    async fn answered(&self, tenant: &TenantId, key: &str, id: &NotificationId) -> Result<(), StoreError> {
         self.faults.store().await?;
-        self.inner.answered(tenant, key).await
+        self.inner.answered(tenant, key, id).await
     }
 
     async fn withdraw(&self, tenant: &TenantId, key: &str, id: &NotificationId) -> Result<(), StoreError> {

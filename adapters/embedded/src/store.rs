@@ -16,7 +16,7 @@
 //! | 0x21 admitted | notification | the admitted row |
 //! | 0x22 tenant's requests | tenant, accepted, notification | nothing |
 //! | 0x23 receipts | notification, partition, offset, index in the record | a `Receipts` record without its id |
-//! | 0x24 users' log | hour ended, bucket of the user's hash, partition, first offset | by hand; see [`user_log`] |
+//! | 0x24 users' log | hour ended, bucket of the user's hash, partition, first offset | by hand; see [`herald_core::user_log`] |
 //! | 0x25 notifications by age | day of a change, notification | nothing |
 //! | 0x26 requests by dedupe key | tenant, dedupe key, accepted, notification | nothing |
 //! | 0x30 inbox item | tenant, user, epoch, offset, index | by hand; see [`items`] |
@@ -46,7 +46,6 @@ pub mod locks;
 pub mod registry;
 pub mod rows;
 pub mod totals;
-pub mod user_log;
 mod user_receipts;
 
 use std::sync::Arc;

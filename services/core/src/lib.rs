@@ -27,6 +27,7 @@ pub mod switches;
 pub mod tokens;
 pub mod topic;
 pub mod trace;
+pub mod user_log;
 pub mod waiting;
 pub mod window;
 

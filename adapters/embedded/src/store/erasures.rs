@@ -13,6 +13,7 @@ use herald_core::{
         StoreError,
         erasures::{Erasure, Erasures},
     },
+    user_log::hour_of,
 };
 use parking_lot::Mutex;
 
@@ -22,7 +23,6 @@ use super::{
     keys::{Key, Parts, Table},
     ledger::LedgerStore,
     rows::{ErasureRow, decode, encode},
-    user_log::hour_of,
 };
 use crate::kv::{Batch, Direction, Kv, ready};
 

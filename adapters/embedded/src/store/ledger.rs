@@ -14,6 +14,7 @@ use herald_core::{
         ledger::{AdmittedRow, Flush, ForeignToken, Ledger, Page, ReceiptRow, ReceiptScope, RequestRow, RequestScope},
     },
     record,
+    user_log::{LogCursor, LogEntry, LogUser, LogWriter, ReceiptAt, TenantHash, entries_of, hour_of},
 };
 use parking_lot::Mutex;
 use prost::Message;
@@ -22,9 +23,6 @@ use super::{
     keys::{Key, Parts, Table},
     rows::{AdmittedRowValue, FORMAT, TotalsRow, damaged, decode, encode},
     totals::{to_totals, totals_row},
-    user_log::{
-        LogCursor, LogEntry, LogUser, LogWriter, ReceiptAt, TenantHash, bucket_key, entries_of, hour_of, row_place,
-    },
     user_receipts::UserSpan,
 };
 use crate::kv::{Batch, Direction, Kv, ready};
@@ -32,6 +30,8 @@ use crate::kv::{Batch, Direction, Kv, ready};
 const DAY_MS: u64 = 86_400_000;
 /// Rows that one call deletes.
 const EXPIRE_ROWS: usize = 2_000;
+/// The buckets of an hour of the users' log.
+pub(super) const LOG_BUCKETS: u8 = 16;
 /// Rows of the users' log that one call reads.
 pub(super) const LOG_ROWS: usize = 4_096;
 /// Rows of the users' log that are read at a time.
@@ -175,7 +175,7 @@ impl LedgerStore {
         }
         let mut records = flush.receipts;
         records.sort_by_key(|(offset, _)| *offset);
-        let mut log = LogWriter::default();
+        let mut log = LogWriter::new(LOG_BUCKETS);
         for (offset, receipts) in records {
             for (index, mut receipts) in receipts.into_iter().enumerate() {
                 let id = NotificationId::from_slice(&receipts.notification_id)
@@ -186,7 +186,9 @@ impl LedgerStore {
                 batch.put(receipts_key(&id, flush.partition, offset, index as u32), encode(&receipts));
             }
         }
-        log.finish(flush.partition, &mut batch);
+        for row in log.finish() {
+            batch.put(bucket_key(row.hour, row.bucket).u32(flush.partition).u64(row.begin), row.packed);
+        }
         for (day, id) in by_age {
             batch.put(Key::of(Table::NotificationByAge).u32(day).tail(id.0), Bytes::new());
         }
@@ -271,7 +273,7 @@ impl LedgerStore {
 
     /// Reads an hour's rows of a user's bucket from a cursor on, until the budget of rows is used up.
     fn read_log(&self, hour: u32, user: LogUser, cursor: LogCursor, budget: &mut usize) -> Result<LogRead, StoreError> {
-        let bucket = bucket_key(hour, user.bucket());
+        let bucket = bucket_key(hour, user.bucket(LOG_BUCKETS));
         let mut begin = bucket.clone().u32(cursor.at.partition).u64(cursor.row);
         let mut from = cursor.at;
         let mut entries = Vec::new();
@@ -367,6 +369,20 @@ struct LogRead {
 
 const BEGIN: LogCursor = LogCursor { row: 0, at: FIRST };
 pub(super) const FIRST: ReceiptAt = ReceiptAt { partition: 0, offset: 0, index: 0, place: 0 };
+
+/// The beginning of the keys of an hour's bucket of the users' log. A row's key goes on with the partition and the first
+/// offset; a flush that replaces a longer one takes away what the replay brings back right after.
+pub(super) fn bucket_key(hour: u32, bucket: u8) -> Key {
+    Key::of(Table::UserLog).u32(hour).u8(bucket)
+}
+
+/// The partition and first offset that the key of a row of the users' log ends with.
+pub(super) fn row_place(key: &[u8]) -> Result<(u32, u64), StoreError> {
+    let mut parts = Parts::of(key)?;
+    parts.u32()?;
+    parts.array::<1>()?;
+    Ok((parts.u32()?, parts.u64()?))
+}
 
 fn day_of(ms: u64) -> u32 {
     (ms / DAY_MS) as u32

@@ -12,12 +12,15 @@ use herald_core::{
         StoreError,
         ledger::{ForeignToken, Page, ReceiptRow},
     },
+    user_log::{LogUser, ReceiptAt, TenantHash, end_of, entries_of, hour_of},
 };
 
 use super::{
     keys::{Key, Parts},
-    ledger::{FIRST, LOG_ROWS, LOG_SCAN, LedgerStore, OF_USER, Token, place_bytes, place_of},
-    user_log::{LogUser, ReceiptAt, TenantHash, bucket_key, end_of, entries_of, hour_of, row_place},
+    ledger::{
+        FIRST, LOG_BUCKETS, LOG_ROWS, LOG_SCAN, LedgerStore, OF_USER, Token, bucket_key, place_bytes, place_of,
+        row_place,
+    },
 };
 use crate::kv::Direction;
 
@@ -119,7 +122,7 @@ impl LedgerStore {
 
     /// The partitions that have something of an hour.
     fn lanes(&self, hour: u32, user: LogUser) -> Result<Vec<Lane>, StoreError> {
-        let bucket = bucket_key(hour, user.bucket());
+        let bucket = bucket_key(hour, user.bucket(LOG_BUCKETS));
         let (mut lanes, mut end) = (Vec::new(), bucket.end());
         while let Some((key, _)) = self.kv.scan(bucket.bytes()..end.bytes(), Direction::Backward, 1)?.pop() {
             let (partition, _) = row_place(&key)?;
@@ -159,7 +162,8 @@ impl LedgerStore {
     /// Reads rows of a lane's partition below where it is.
     fn read_down(&self, lane: &mut Lane, hour: u32, user: LogUser, budget: &mut usize) -> Result<(), StoreError> {
         let partition = lane.at.before.partition;
-        let (bucket, first) = (bucket_key(hour, user.bucket()).u32(partition), ReceiptAt { partition, ..FIRST });
+        let (bucket, first) =
+            (bucket_key(hour, user.bucket(LOG_BUCKETS)).u32(partition), ReceiptAt { partition, ..FIRST });
         let row_key = bucket.clone().u64(lane.at.row);
         let end = if lane.at.before == first { row_key } else { row_key.next() };
         let limit = LOG_SCAN.min(*budget);

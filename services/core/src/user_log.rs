@@ -1,8 +1,8 @@
 //! The users' log: which receipts a user has, by the hour in which they ended.
 //!
-//! A row is written for each flush, hour and bucket that has receipts; a bucket is 1 of 16 by the user's hash. So one
-//! user's day is read by scanning a sixteenth of the rows of 24 hours. After the format byte a row holds the offset
-//! behind the flush's last record (varint), then groups:
+//! Both stores of receipts pack it alike. A row is written for each flush, hour and bucket that has receipts; a bucket is
+//! one of some by the user's hash. So one user's day is read by scanning a few rows of 24 hours. After a format byte a
+//! row holds the offset behind the flush's last record (varint), then groups:
 //!
 //! ```text
 //! notification (16 bytes), offset (varint), index in the record (varint), entries (varint)
@@ -11,31 +11,26 @@
 //!
 //! The user's hash is that of tenant and user, and is only a hint: who it was is in the receipts.
 //!
-//! **Replays.** A row's key ends with the offset of the flush's first record. After a restart records may be flushed
-//! again in other groups, so that rows overlap. Each row holds everything of its hour and bucket between its two
-//! offsets, so a reader goes through the rows in their order and passes over what lies before the end of those it has
-//! read. A reader that goes backwards passes over what a row that begins within this one covers, which it has read. A
-//! flush that replaces a longer one takes away what the replay brings back right after.
+//! **Replays.** A row is keyed by the offset of the flush's first record. After a restart records may be flushed again
+//! in other groups, so that rows overlap. Each row holds everything of its hour and bucket between its two offsets, so a
+//! reader goes through the rows in their order and passes over what lies before the end of those it has read. A reader that
+//! goes backwards passes over what a row that begins within this one covers, which it has read.
 
 use std::collections::BTreeMap;
 
 use bytes::{Buf, BufMut};
-use herald_core::{
+use prost::encoding::{decode_varint, encode_varint};
+
+use crate::{
     ids::{NotificationId, hash128},
     packed::unpack,
     ports::StoreError,
     record,
 };
-use prost::encoding::{decode_varint, encode_varint};
-
-use super::{
-    keys::{Key, Parts, Table},
-    rows::{FORMAT, damaged},
-};
-use crate::kv::Batch;
 
 const HOUR_MS: u64 = 3_600_000;
-const BUCKETS: u32 = 16;
+/// The format of every row written today.
+const FORMAT: u8 = 1;
 
 /// The hour of a time, since the epoch.
 pub fn hour_of(ms: u64) -> u32 {
@@ -77,9 +72,9 @@ impl LogUser {
         Self(xxhash_rust::xxh3::xxh3_64_with_seed(user.as_bytes(), tenant.0))
     }
 
-    /// The bucket of the user's rows.
-    pub fn bucket(self) -> u8 {
-        (self.0 >> 32) as u8 % BUCKETS as u8
+    /// The bucket of the user's rows, of so many.
+    pub fn bucket(self, buckets: u8) -> u8 {
+        (self.0 >> 32) as u8 % buckets.max(1)
     }
 
     fn short(self) -> u32 {
@@ -100,34 +95,56 @@ impl TenantHash {
 }
 
 /// Gathers a flush's rows.
-#[derive(Default)]
 pub struct LogWriter {
-    hours: BTreeMap<u32, [LogRow; BUCKETS as usize]>,
+    buckets: u8,
+    hours: BTreeMap<u32, Vec<PackedGroups>>,
     /// The offsets of the first record and behind the last.
     span: Option<(u64, u64)>,
 }
 
-#[derive(Default)]
-struct LogRow {
+/// A row of the users' log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogRow {
+    /// The hour in which its receipts ended.
+    pub hour: u32,
+    /// The part of the users that it is of.
+    pub bucket: u8,
+    /// The offset of the flush's first record.
+    pub begin: u64,
+    /// The offset behind the flush's last record.
+    pub end: u64,
+    /// What is stored.
+    pub packed: Vec<u8>,
+}
+
+#[derive(Default, Clone)]
+struct PackedGroups {
     row: Vec<u8>,
     /// The entries of the group that is being gathered.
     group: Vec<u8>,
 }
 
 impl LogWriter {
+    /// For rows of so many buckets an hour.
+    pub fn new(buckets: u8) -> Self {
+        Self { buckets: buckets.max(1), hours: BTreeMap::new(), span: None }
+    }
+
     /// Adds the receipts of a record. Records come in the order of their offsets.
     pub fn add(&mut self, offset: u64, index: u32, receipts: &record::Receipts) -> Result<(), StoreError> {
         self.span = Some((self.span.map_or(offset, |(first, _)| first), offset + 1));
         let tenant = TenantHash::of(&receipts.tenant);
-        let rows = self.hours.entry(hour_of(receipts.ended_ms)).or_default();
+        let buckets = self.buckets;
+        let hour = self.hours.entry(hour_of(receipts.ended_ms));
+        let rows = hour.or_insert_with(|| vec![PackedGroups::default(); buckets.into()]);
         for (place, user) in unpack(&receipts.users).enumerate() {
             let user = user.map_err(|e| StoreError::Damaged(e.to_string()))?;
             let user = LogUser::of(&tenant, user);
-            let group = &mut rows[usize::from(user.bucket())].group;
+            let group = &mut rows[usize::from(user.bucket(buckets))].group;
             group.put_u32_le(user.short());
             group.put_u32_le(place as u32);
         }
-        for LogRow { row, group } in rows.iter_mut().filter(|row| !row.group.is_empty()) {
+        for PackedGroups { row, group } in rows.iter_mut().filter(|row| !row.group.is_empty()) {
             row.put_slice(&receipts.notification_id);
             encode_varint(offset, row);
             encode_varint(index.into(), row);
@@ -137,34 +154,20 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Puts the rows.
-    pub fn finish(self, partition: u32, batch: &mut Batch) {
-        let Some((first, end)) = self.span else { return };
-        for (hour, rows) in self.hours {
-            for (bucket, LogRow { row: groups, .. }) in rows.into_iter().enumerate() {
-                if !groups.is_empty() {
-                    let mut row = Vec::with_capacity(11 + groups.len());
-                    row.put_u8(FORMAT);
-                    encode_varint(end, &mut row);
-                    row.put_slice(&groups);
-                    batch.put(bucket_key(hour, bucket as u8).u32(partition).u64(first), row);
-                }
-            }
-        }
+    /// The rows.
+    pub fn finish(self) -> impl Iterator<Item = LogRow> {
+        let (begin, end) = self.span.unwrap_or_default();
+        self.hours.into_iter().flat_map(move |(hour, rows)| {
+            let rows = rows.into_iter().enumerate().filter(|(_, groups)| !groups.row.is_empty());
+            rows.map(move |(bucket, PackedGroups { row: groups, .. })| {
+                let mut packed = Vec::with_capacity(11 + groups.len());
+                packed.put_u8(FORMAT);
+                encode_varint(end, &mut packed);
+                packed.put_slice(&groups);
+                LogRow { hour, bucket: bucket as u8, begin, end, packed }
+            })
+        })
     }
-}
-
-/// The beginning of the keys of an hour's bucket.
-pub fn bucket_key(hour: u32, bucket: u8) -> Key {
-    Key::of(Table::UserLog).u32(hour).u8(bucket)
-}
-
-/// The partition and first offset that a row's key ends with.
-pub fn row_place(key: &[u8]) -> Result<(u32, u64), StoreError> {
-    let mut parts = Parts::of(key)?;
-    parts.u32()?;
-    parts.array::<1>()?;
-    Ok((parts.u32()?, parts.u64()?))
 }
 
 /// The offset behind the last record that a row covers.
@@ -210,4 +213,8 @@ pub fn entries_of(user: LogUser, from: ReceiptAt, row: &[u8]) -> Result<UserEntr
         }
     }
     Ok(entries)
+}
+
+fn damaged(what: &str) -> StoreError {
+    StoreError::Damaged(format!("a row holds {what}"))
 }

@@ -30,7 +30,8 @@ pub struct AdmittedRow {
     pub dedupe_key: String,
 }
 
-/// What one partition's owner writes at once. Written in one atomic batch.
+/// What one partition's owner writes at once. A part of it may be seen before the rest; receipts are there when their
+/// totals are.
 #[derive(Debug, Clone, Default)]
 pub struct Flush {
     /// Newly admitted ids; writing one again changes nothing.

@@ -273,7 +273,7 @@ impl Subscription for FakeSubscription {
 
     fn pause(&mut self, _: TopicPartition, _: bool) {}
 
-    async fn end(&mut self, _: TopicPartition) -> Result<u64, LogError> {
+    async fn ends(&mut self, _: &[TopicPartition]) -> Result<Vec<u64>, LogError> {
         unreachable!("the ledger has no use for it")
     }
 }

@@ -141,12 +141,17 @@ impl Router {
     async fn lift(&mut self) -> u64 {
         let (now_ms, policy) = (self.deps.world.now_ms(), self.deps.policy.borrow().clone());
         for cause in self.lifting.lifted(&policy, now_ms) {
-            for (at, tier) in self.tiers.iter_mut().filter(|(at, _)| may_be_lifted(at.topic)) {
-                match self.subscription.end(*at).await {
-                    Ok(end) => tier.lifted[cause as usize] = end,
-                    // It comes out after the tier's delay.
-                    Err(error) => tracing::warn!(%error, %at, "what was lifted is not let go at once"),
+            let at: Vec<TopicPartition> = self.tiers.keys().copied().filter(|at| may_be_lifted(at.topic)).collect();
+            match self.subscription.ends(&at).await {
+                Ok(ends) => {
+                    for (at, end) in at.iter().zip(ends) {
+                        if let Some(tier) = self.tiers.get_mut(at) {
+                            tier.lifted[cause as usize] = end;
+                        }
+                    }
                 }
+                // It comes out after its tier's delay.
+                Err(error) => tracing::warn!(%error, "what was lifted is not let go at once"),
             }
         }
         policy.version

@@ -46,7 +46,7 @@ const CHANGES_INTERVAL_MS: u64 = 250;
 /// An empty commit proves ownership this often.
 const PROOF_INTERVAL_MS: u64 = 1_000;
 
-/// How long a stopping worker waits for answers.
+/// How long a worker that stops or hands its shards over waits for answers.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// From this length of an encoded done-map on, what is not started leaves the window.
@@ -180,9 +180,13 @@ impl Worker {
         Ok(())
     }
 
-    /// Starts nothing, waits for answers, commits.
     async fn drain(mut self) -> anyhow::Result<()> {
         self.freshness.close();
+        self.settle_all().await
+    }
+
+    /// Waits for the answers of what was started, and commits.
+    async fn settle_all(&mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + DRAIN;
         while !self.batches.is_empty() && Instant::now() < deadline {
             let events = self.events.clone();
@@ -209,7 +213,13 @@ impl Worker {
     }
 
     async fn take_polled(&mut self, polled: Polled) -> anyhow::Result<()> {
-        let Polled { records, assigned, revoked, mark } = polled;
+        let Polled { records, assigned, revoked, wanted_back, mark } = polled;
+        if wanted_back {
+            // Whatever started from now on would be sent again by who comes next.
+            self.freshness.changes_read(0);
+            self.settle_all().await?;
+            self.ask_changes = true;
+        }
         revoked.into_iter().for_each(|at| self.let_go(at.partition));
         for (at, position) in assigned {
             self.begin(at, position);
@@ -397,15 +407,16 @@ impl Worker {
     }
 
     async fn read_changes_to_ends(&mut self) -> anyhow::Result<Result<(), LogError>> {
-        let mut ends = Vec::with_capacity(self.shards.len());
-        for number in self.shards.keys() {
-            match self.subscription.end(TopicPartition { topic: Topic::UserChanges, partition: *number }).await {
-                Ok(end) => ends.push((*number, end)),
-                Err(error) => return Ok(Err(error)),
-            }
-        }
+        let changes = |number: &u32| TopicPartition { topic: Topic::UserChanges, partition: *number };
+        let at: Vec<TopicPartition> = self.shards.keys().map(changes).collect();
+        let ends = match self.subscription.ends(&at).await {
+            Ok(ends) => ends,
+            Err(error) => return Ok(Err(error)),
+        };
         let is_behind = |shards: &BTreeMap<u32, Shard>| {
-            ends.iter().any(|(number, end)| shards.get(number).is_some_and(|shard| shard.changes_read < *end))
+            at.iter()
+                .zip(&ends)
+                .any(|(at, end)| shards.get(&at.partition).is_some_and(|shard| shard.changes_read < *end))
         };
         while is_behind(&self.shards) {
             self.pause_full(true);

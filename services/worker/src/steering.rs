@@ -24,7 +24,7 @@ use herald_core::{
 };
 use tokio::sync::watch;
 
-use crate::{Deps, section::Head, slowing::Kind, stage::Worker};
+use crate::{Deps, section::Head, shard::Shard, slowing::Kind, stage::Worker};
 
 /// No send starts unless `control` was read to its end this recently.
 const MAX_CONTROL_AGE_MS: u64 = 1_000;
@@ -221,17 +221,21 @@ impl Worker {
 
     /// After a commit: what was decided without a cancel is on `inbox` now, so its end says how far must be read.
     pub(crate) async fn ask_inbox_ends(&mut self) {
-        for (number, shard) in &mut self.shards {
-            if shard.cancels.pending.values().all(|pending| pending.inbox_end.is_some()) {
-                continue;
-            }
-            match self.subscription.end(TopicPartition { topic: Topic::Inbox, partition: *number }).await {
-                Ok(end) => {
+        let waits = |shard: &Shard| shard.cancels.pending.values().any(|pending| pending.inbox_end.is_none());
+        let waiting = self.shards.values_mut().filter(|shard| waits(shard));
+        let (at, waiting): (Vec<_>, Vec<_>) =
+            waiting.map(|shard| (TopicPartition { topic: Topic::Inbox, partition: shard.number }, shard)).unzip();
+        if at.is_empty() {
+            return;
+        }
+        match self.subscription.ends(&at).await {
+            Ok(ends) => {
+                for (shard, end) in waiting.into_iter().zip(ends) {
                     let unknown = shard.cancels.pending.values_mut().filter(|pending| pending.inbox_end.is_none());
                     unknown.for_each(|pending| pending.inbox_end = Some(end));
                 }
-                Err(error) => tracing::warn!(%error, shard = number, "the end of inbox is not known; cancels wait"),
             }
+            Err(error) => tracing::warn!(%error, "the ends of inbox are not known; cancels wait"),
         }
     }
 }

@@ -69,7 +69,7 @@ impl Default for KafkaConfig {
             transaction_timeout_ms: 4_000,
             append_timeout_ms: 10_000,
             commit_timeout_ms: 30_000,
-            let_go_timeout_ms: 3_000,
+            let_go_timeout_ms: 5_000,
             read_ahead_kib: 1_024,
             max_record_kib: 8_192,
             trim_interval_ms: 30_000,

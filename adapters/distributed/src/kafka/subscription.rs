@@ -5,7 +5,7 @@
 //! a partition that is paused is just not looked at, nobody's spike fills the queue of another partition, and a poll that
 //! is dropped has taken nothing.
 //!
-//! **Letting go.** When the group wants partitions back, the view says so, and the member lets go by its next poll. What
+//! **Letting go.** When the group wants partitions back, a poll says so, and the member lets go by the one after. What
 //! it commits before is still right: until then nobody else gets them. A member that does not poll in time loses them, and
 //! its commits are [`Committed::Fenced`]: each assignment has a number, an *epoch*, and a commit is for the epoch that its
 //! member polled last.
@@ -72,8 +72,17 @@ pub(super) struct View {
     inputs: BTreeMap<TopicPartition, Input>,
     assigned: Option<(u64, Vec<(TopicPartition, Position)>)>,
     revoked: Vec<TopicPartition>,
-    wanted_back: bool,
+    wanted_back: WantedBack,
     failed: Option<LogError>,
+}
+
+/// Whether the group wants the partitions back, and the polling side knows.
+#[derive(Default, Clone, Copy)]
+enum WantedBack {
+    #[default]
+    No,
+    Untold,
+    Told,
 }
 
 /// A partition that is the member's.
@@ -114,7 +123,7 @@ impl Shared {
             view.inputs.clear();
             return false;
         }
-        view.wanted_back = true;
+        view.wanted_back = WantedBack::Untold;
         self.news.notify_one();
         true
     }
@@ -135,7 +144,7 @@ impl Shared {
 
 impl View {
     fn lose(&mut self) {
-        self.wanted_back = false;
+        self.wanted_back = WantedBack::No;
         let lost = std::mem::take(&mut self.inputs);
         if self.assigned.take().is_none() {
             self.revoked.extend(lost.into_keys());
@@ -208,10 +217,17 @@ impl KafkaSubscription {
     /// What there is for a poll; `None` if there is nothing.
     fn look(&mut self, max: usize) -> Result<Option<Polled>, LogError> {
         let mut view = self.shared.view.lock();
-        if view.wanted_back {
-            view.lose();
-            // A thread that has ended let go before.
-            let _gone = self.wishes.send(Wish::LetGo);
+        match view.wanted_back {
+            WantedBack::No => {}
+            WantedBack::Untold => {
+                view.wanted_back = WantedBack::Told;
+                return Ok(Some(Polled { wanted_back: true, ..Polled::default() }));
+            }
+            WantedBack::Told => {
+                view.lose();
+                // A thread that has ended let go before.
+                let _gone = self.wishes.send(Wish::LetGo);
+            }
         }
         if !view.revoked.is_empty() {
             self.epoch = 0;
@@ -258,7 +274,7 @@ impl Subscription for KafkaSubscription {
         }
     }
 
-    async fn end(&mut self, at: TopicPartition) -> Result<u64, LogError> {
-        Ok(self.readers.ends(vec![at]).await?[0])
+    async fn ends(&mut self, at: &[TopicPartition]) -> Result<Vec<u64>, LogError> {
+        self.readers.ends(at.to_vec()).await
     }
 }

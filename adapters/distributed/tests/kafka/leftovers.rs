@@ -40,10 +40,10 @@ async fn an_aborted_transaction_is_nowhere_seen() {
     let polled = ledger.poll(100, ANSWER).await.unwrap();
     assert_eq!(polled.records.iter().map(|r| &r.body[..]).collect::<Vec<_>>(), [b"before"]);
     assert_eq!(log.read(receipts, 0, 100).await.unwrap().0.len(), 1);
-    assert_eq!(ledger.end(receipts).await.unwrap(), offset + 1, "nobody would ever arrive at another end");
+    assert_eq!(ledger.ends(&[receipts]).await.unwrap(), [offset + 1], "nobody would ever arrive at another end");
     let after = log.append(vec![record(receipts, "after")]).await.unwrap()[0];
     assert!(after > offset + 40);
-    assert_eq!(ledger.end(receipts).await.unwrap(), after + 1);
+    assert_eq!(ledger.ends(&[receipts]).await.unwrap(), [after + 1]);
     let polled = ledger.poll(100, ANSWER).await.unwrap();
     assert_eq!(polled.records.iter().map(|r| &r.body[..]).collect::<Vec<_>>(), [b"after"]);
     clean_up(&config).await;

@@ -12,10 +12,10 @@ use herald_core::{
     ports::log::{Commit, Committed, Log, Member, Position, Record, partition},
     topic::{Group, Lane, Topic, TopicPartition},
 };
-use herald_distributed::kafka::KafkaLog;
+use herald_distributed::kafka::{KafkaConfig, KafkaLog};
 use tokio::time::{Instant, sleep};
 
-use crate::support::{ANSWER, clean_up, config_of, open};
+use crate::support::{ANSWER, LAYOUT, clean_up, config, config_of};
 
 const LOG: &str = "HERALD_TEST_MEMBER_OF";
 const ORDINAL: &str = "HERALD_TEST_MEMBER_ORDINAL";
@@ -107,7 +107,9 @@ impl Drop for Process {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_killed_and_stopped_members_pass_on_arrives_once() {
-    let (log, config) = open().await;
+    // Brokers may be away for a while too.
+    let config = KafkaConfig { append_timeout_ms: 60_000, ..config() };
+    let log = KafkaLog::open(config.clone(), "r", Some(LAYOUT)).await.unwrap();
     let feed = {
         let log = log.clone();
         tokio::spawn(async move {

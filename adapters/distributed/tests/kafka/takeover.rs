@@ -55,6 +55,8 @@ async fn a_member_commits_what_it_has_before_it_lets_go() {
         assert!(second.poll(1, SOON).await.unwrap().assigned.is_empty(), "two have the same partition");
         assert!(matches!(first.commit(commit("first")).await.unwrap(), Committed::Done(_)));
     }
+    assert!(first.poll(1, SOON).await.unwrap().wanted_back);
+    assert!(matches!(first.commit(commit("first")).await.unwrap(), Committed::Done(_)));
     assert_eq!(first.poll(1, SOON).await.unwrap().revoked.len(), 2 * 2 * LAYOUT.requests as usize);
     assert_eq!(first.commit(commit("late")).await.unwrap(), Committed::Fenced);
     let (mut taken, mut shares) = (0, Vec::new());

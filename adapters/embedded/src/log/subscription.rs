@@ -223,10 +223,9 @@ impl Subscription for EmbeddedSubscription {
         }
     }
 
-    async fn end(&mut self, at: TopicPartition) -> Result<u64, LogError> {
+    async fn ends(&mut self, at: &[TopicPartition]) -> Result<Vec<u64>, LogError> {
         let state = self.shared.state.lock();
         state.usable()?;
-        let slot = state.existing_slot(at)?;
-        Ok(state.partitions[slot].next)
+        at.iter().map(|at| Ok(state.partitions[state.existing_slot(*at)?].next)).collect()
     }
 }

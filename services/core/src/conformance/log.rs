@@ -246,7 +246,7 @@ async fn a_commit_moves_positions_and_shows_outputs(log: Arc<dyn Log>) {
     let progress = log.progress(Group::Worker).await.unwrap();
     let here = progress.iter().find(|p| p.at == at).unwrap();
     assert_eq!((here.committed, here.end > input.offset), (position.offset, true));
-    assert_eq!(worker.end(at).await.unwrap(), here.end);
+    assert_eq!(worker.ends(&[at, deliveries(1)]).await.unwrap(), [here.end, 0]);
     assert!(progress.iter().filter(|p| p.at != at).all(|p| p.committed == 0));
 }
 

@@ -68,6 +68,9 @@ pub struct Polled {
     pub assigned: Vec<(TopicPartition, Position)>,
     /// Partitions that are no longer this member's.
     pub revoked: Vec<TopicPartition>,
+    /// The group wants this member's partitions back. It lets go of them by its next poll, which must come within some
+    /// seconds, and may commit before what it has decided.
+    pub wanted_back: bool,
     /// Covers every record of this poll. Nothing may leave the process before the log is durable up to it.
     pub mark: Mark,
 }
@@ -187,8 +190,9 @@ pub trait Subscription: Send + Sync {
     /// Stops or resumes the delivery of a partition's records; nothing is lost.
     fn pause(&mut self, at: TopicPartition, paused: bool);
 
-    /// The offset that the next record of a partition will get, as of now.
-    async fn end(&mut self, at: TopicPartition) -> Result<u64, LogError>;
+    /// Where partitions end as of now, in order: behind the last record that there is. Who has read that record is at the
+    /// end.
+    async fn ends(&mut self, at: &[TopicPartition]) -> Result<Vec<u64>, LogError>;
 }
 
 /// The partition of a topic.

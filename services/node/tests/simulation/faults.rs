@@ -219,9 +219,9 @@ impl Subscription for FaultySubscription {
         self.inner.pause(at, paused);
     }
 
-    async fn end(&mut self, at: TopicPartition) -> Result<u64, LogError> {
-        self.faults.read()?;
-        self.inner.end(at).await
+    async fn ends(&mut self, at: &[TopicPartition]) -> Result<Vec<u64>, LogError> {
+        at.iter().try_for_each(|_| self.faults.read())?;
+        self.inner.ends(at).await
     }
 }
 

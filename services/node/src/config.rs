@@ -125,15 +125,24 @@ impl Config {
         environment: impl IntoIterator<Item = (String, String)>,
         flags: Table,
     ) -> anyhow::Result<Self> {
-        let mut table: Table = DEFAULTS.parse().context("the built-in defaults are broken")?;
+        let mut layer = Table::new();
         if let Some(path) = file {
             let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
-            let layer: Table = text.parse().with_context(|| format!("{} is not valid TOML", path.display()))?;
+            layer = text.parse().with_context(|| format!("{} is not valid TOML", path.display()))?;
+        }
+        Self::of_layers(layer, environment, flags)
+    }
+
+    /// The same, with the file's content as a table.
+    pub fn of_layers(
+        file: Table,
+        environment: impl IntoIterator<Item = (String, String)>,
+        flags: Table,
+    ) -> anyhow::Result<Self> {
+        let mut table: Table = DEFAULTS.parse().context("the built-in defaults are broken")?;
+        for layer in [file, environment_layer(environment), flags] {
             merge(&mut table, layer);
         }
-        let layer = environment_layer(environment);
-        merge(&mut table, layer);
-        merge(&mut table, flags);
         let mut config: Self = table.try_into().map_err(|error| {
             let error: toml::de::Error = error;
             anyhow::anyhow!("the configuration is not valid: {}", error.message())

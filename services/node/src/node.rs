@@ -121,7 +121,9 @@ impl Node {
             Some((store, _)) => extra.merge(mailbox::router(store.clone())),
             None => extra,
         };
-        let gateway = start_gateway(&config, &roles, &backends, &world, available, api, extra, &stopping);
+        let deps = gateway_deps(&roles, &backends, &world, available);
+        let (failed, shutdown) = (roles.failed.clone(), stopping.clone());
+        let gateway = start_gateway(config.gateway.clone(), deps, api, extra, failed, shutdown);
         let node = Self {
             address,
             ops_address,
@@ -290,7 +292,7 @@ async fn start_mailbox(
 }
 
 /// Templates, tenants and keys, over HTTP and gRPC.
-fn control_plane_routes(roles: &Roles, backends: &Backends, world: &World) -> Routes {
+pub fn control_plane_routes(roles: &Roles, backends: &Backends, world: &World) -> Routes {
     let deps = herald_control_plane::service::Deps {
         publisher: roles.publisher.clone(),
         directory: backends.directory.clone(),
@@ -308,18 +310,9 @@ fn control_plane_routes(roles: &Roles, backends: &Backends, world: &World) -> Ro
     herald_control_plane::http::routes(deps).merge(grpc)
 }
 
-#[expect(clippy::too_many_arguments, reason = "each is one thing that the gateway stands on")]
-fn start_gateway(
-    config: &Config,
-    roles: &Roles,
-    backends: &Backends,
-    world: &World,
-    channels: ChannelSet,
-    listener: Listener,
-    extra: Routes,
-    stopping: &CancellationToken,
-) -> JoinHandle<anyhow::Result<()>> {
-    let deps = herald_gateway::Deps {
+/// What the gateway stands on.
+pub fn gateway_deps(roles: &Roles, backends: &Backends, world: &World, channels: ChannelSet) -> herald_gateway::Deps {
+    herald_gateway::Deps {
         log: backends.log.clone(),
         admissions: backends.admissions.clone(),
         directory: backends.directory.clone(),
@@ -333,9 +326,17 @@ fn start_gateway(
         channels,
         stats: roles.counters.gateway.clone(),
         providers: roles.providers.clone(),
-    };
-    let failed = roles.failed.clone();
-    let (config, shutdown) = (config.gateway.clone(), stopping.clone());
+    }
+}
+
+fn start_gateway(
+    config: herald_gateway::Config,
+    deps: herald_gateway::Deps,
+    listener: Listener,
+    extra: Routes,
+    failed: CancellationToken,
+    shutdown: CancellationToken,
+) -> JoinHandle<anyhow::Result<()>> {
     tokio::spawn(async move {
         let ended = herald_gateway::run(listener, config, deps, extra, shutdown.clone()).await;
         if !shutdown.is_cancelled() {

@@ -25,7 +25,7 @@ const LAYERS: &[&[&str]] = &[
         "herald-distributed",
     ],
     &["herald-node"],
-    &["herald-loadtest"],
+    &["herald-loadtest", "herald-fuzz"],
 ];
 
 /// The roles and what they share at their HTTP and gRPC edge. They name no vendor.
@@ -33,7 +33,7 @@ const SERVICES: &[&str] =
     &["herald-api", "herald-gateway", "herald-orchestrator", "herald-worker", "herald-ledger", "herald-control-plane"];
 
 /// The only ones of their layer that speak to callers.
-const SEE_API: &[&str] = &["herald-gateway", "herald-control-plane", "herald-node", "herald-loadtest"];
+const SEE_API: &[&str] = &["herald-gateway", "herald-control-plane", "herald-node", "herald-loadtest", "herald-fuzz"];
 
 /// What services may use in their tests besides lower layers: a real backend of the ports.
 const BACKEND_FOR_TESTS: &str = "herald-embedded";

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{
             AtomicBool, AtomicU64, AtomicUsize,
-            Ordering::{AcqRel, Acquire, Relaxed, Release},
+            Ordering::{AcqRel, Relaxed},
         },
     },
     time::Duration,
@@ -13,7 +13,6 @@ use std::{
 
 use hashbrown::HashMap;
 use herald_core::{
-    clock::Clock,
     ids::TenantId,
     ports::{
         channel::{Channel, Gate, Message, Outcome, Sink},
@@ -23,15 +22,15 @@ use herald_core::{
     topic::Topic,
 };
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{order::OrderKey, section::Head, steering::Steering};
 
 /// No send starts unless the shard's `user-changes` were read to their end this recently.
-const MAX_CHANGES_AGE_MS: u64 = 1_000;
+const MAX_CHANGES_AGE: Duration = Duration::from_millis(1_000);
 
 /// No send starts unless a commit succeeded this recently; another owner would have fenced it.
-const MAX_COMMIT_AGE_MS: u64 = 3_000;
+const MAX_COMMIT_AGE: Duration = Duration::from_millis(3_000);
 
 /// How long to wait before asking again how far the log is durable.
 const DURABILITY_RETRY: Duration = Duration::from_millis(250);
@@ -39,14 +38,20 @@ const DURABILITY_RETRY: Duration = Duration::from_millis(250);
 /// Changed users that are remembered for the gates of batches under way.
 const MAX_REMEMBERED_CHANGES: usize = 65_536;
 
-/// What the gates of a worker look at.
+/// What the gates of a worker look at. Ages are told by the monotonic clock: a wall clock that is set back by about as much
+/// as a stamp is old would make it new again.
 pub(crate) struct Freshness {
-    clock: Arc<dyn Clock>,
-    changes_read_ms: AtomicU64,
-    committed_ms: AtomicU64,
+    stamps: Mutex<Stamps>,
     closed: AtomicBool,
     generation: AtomicU64,
     changes: Mutex<RecentChanges>,
+}
+
+/// When something was last known to be so.
+struct Stamps {
+    /// `None` while it is not known of every shard.
+    changes_read: Option<Instant>,
+    committed: Instant,
 }
 
 #[derive(Default)]
@@ -57,26 +62,22 @@ struct RecentChanges {
 }
 
 impl Freshness {
-    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
-        let now_ms = clock.now_ms();
+    pub(crate) fn new() -> Self {
         Self {
-            clock,
-            changes_read_ms: AtomicU64::new(0),
-            committed_ms: AtomicU64::new(now_ms),
+            stamps: Mutex::new(Stamps { changes_read: None, committed: Instant::now() }),
             closed: AtomicBool::new(false),
             generation: AtomicU64::new(1),
             changes: Mutex::default(),
         }
     }
 
-    /// `user-changes` of every shard were read to the end that was asked for at `asked_ms`.
-    pub(crate) fn changes_read(&self, asked_ms: u64) {
-        // Who sees this stamp must see the changes that were noted before it.
-        self.changes_read_ms.store(asked_ms, Release);
+    /// `user-changes` of every shard were read to the end that was asked for then; `None` if they are to be read first.
+    pub(crate) fn changes_read(&self, asked: Option<Instant>) {
+        self.stamps.lock().changes_read = asked;
     }
 
-    pub(crate) fn committed(&self, now_ms: u64) {
-        self.committed_ms.store(now_ms, Relaxed);
+    pub(crate) fn committed(&self) {
+        self.stamps.lock().committed = Instant::now();
     }
 
     pub(crate) fn changed(&self, tenant: &TenantId, user: &str) {
@@ -105,13 +106,7 @@ impl Freshness {
     }
 
     fn may_start(&self, decided_at: u64, tenant: &TenantId, user: &Arc<str>) -> bool {
-        let now_ms = self.clock.now_ms();
-        // A clock that was set back makes a stamp of the future, which proves nothing either.
-        let recent = |stamp: &AtomicU64, age_ms| now_ms.abs_diff(stamp.load(Acquire)) <= age_ms;
-        if self.closed.load(Relaxed)
-            || !recent(&self.changes_read_ms, MAX_CHANGES_AGE_MS)
-            || !recent(&self.committed_ms, MAX_COMMIT_AGE_MS)
-        {
+        if self.closed.load(Relaxed) || !self.stamps.lock().are_recent() {
             return false;
         }
         if self.generation() == decided_at {
@@ -120,6 +115,13 @@ impl Freshness {
         let changes = self.changes.lock();
         decided_at >= changes.floor
             && changes.by_user.get(&(tenant.clone(), user.clone())).is_none_or(|at| *at <= decided_at)
+    }
+}
+
+impl Stamps {
+    fn are_recent(&self) -> bool {
+        self.changes_read.is_some_and(|asked| asked.elapsed() <= MAX_CHANGES_AGE)
+            && self.committed.elapsed() <= MAX_COMMIT_AGE
     }
 }
 
@@ -366,29 +368,22 @@ mod tests {
 
     use super::*;
 
-    struct SetClock(AtomicU64);
-
-    impl Clock for SetClock {
-        fn now_ms(&self) -> u64 {
-            self.0.load(Relaxed)
-        }
-    }
-
-    #[test]
-    fn nothing_starts_on_stamps_that_are_old_or_of_the_future() {
-        let clock = Arc::new(SetClock(AtomicU64::new(10_000_000)));
-        let freshness = Freshness::new(clock.clone());
+    #[tokio::test(start_paused = true)]
+    async fn nothing_starts_on_stamps_that_are_old() {
+        let freshness = Freshness::new();
         let (tenant, user) = (TenantId::trusted("t"), Arc::from("u"));
         let may_start = || freshness.may_start(freshness.generation(), &tenant, &user);
-        freshness.changes_read(10_000_000);
-        assert!(may_start());
-        for set_to in [10_001_001, 10_000_000 - 3_600_000] {
-            clock.0.store(set_to, Relaxed);
-            assert!(!may_start(), "at {set_to}");
-            freshness.changes_read(set_to);
-            freshness.committed(set_to);
-            assert!(may_start(), "read again at {set_to}");
+        assert!(!may_start(), "nothing was read");
+        for _ in 0..3 {
+            freshness.changes_read(Some(Instant::now()));
+            assert!(may_start());
+            tokio::time::sleep(MAX_CHANGES_AGE + Duration::from_millis(1)).await;
+            assert!(!may_start(), "the changes are not known any more");
         }
+        freshness.changes_read(Some(Instant::now()));
+        assert!(!may_start(), "nothing was committed for three seconds");
+        freshness.committed();
+        assert!(may_start());
     }
 
     #[test]

@@ -114,7 +114,7 @@ impl Worker {
             notifications: Notifications::new(),
             renderers: Renderers::new(),
             links: None,
-            freshness: Arc::new(Freshness::new(deps.world.clock.clone())),
+            freshness: Arc::new(Freshness::new()),
             in_doubt: InDoubt::new(config.in_doubt_instances, kinds.len()),
             pacing: Pacing::new(deps.budgets.clone(), member.count, deps.world.now_ms()),
             shards: BTreeMap::new(),
@@ -270,7 +270,7 @@ impl Worker {
             shard.begin(at.topic, position);
         }
         // Until its changes are read, nothing of the new shard may be sent.
-        self.freshness.changes_read(0);
+        self.freshness.changes_read(None);
         self.ask_changes = true;
         self.assignments += 1;
     }
@@ -387,6 +387,7 @@ impl Worker {
         if !self.ask_changes && now_ms.abs_diff(self.changes_asked_ms) < CHANGES_INTERVAL_MS {
             return Ok(true);
         }
+        let asked = Instant::now();
         loop {
             let assignments = self.assignments;
             if let Err(error) = self.read_changes_to_ends().await? {
@@ -402,7 +403,7 @@ impl Worker {
         self.pause_full(false);
         self.ask_changes = false;
         self.changes_asked_ms = now_ms;
-        self.freshness.changes_read(now_ms);
+        self.freshness.changes_read(Some(asked));
         Ok(true)
     }
 
@@ -494,7 +495,7 @@ impl Worker {
         match self.subscription.commit(commit).await {
             Ok(Committed::Done(mark)) => {
                 self.committed_ms = self.deps.world.now_ms();
-                self.freshness.committed(self.committed_ms);
+                self.freshness.committed();
                 Ok(mark)
             }
             Ok(Committed::Fenced) => {

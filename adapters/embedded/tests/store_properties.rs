@@ -15,13 +15,15 @@ use herald_core::{
     },
     ids::{InstanceId, NotificationId, TenantId},
     ports::{
+        claims::{ClaimRequest, Claims},
         directory::{AudienceKey, Directory},
         inbox::{Counts, Inbox, MarkAs, StateFilter, Which},
         ledger::{Flush, Ledger, ReceiptScope},
     },
-    record::{Channel, InboxBatch},
+    record::{Channel, Claim, InboxBatch},
 };
 use herald_embedded::{
+    claims::MemoryClaims,
     kv::{Kv, MemoryKv},
     store::Stores,
 };
@@ -296,5 +298,75 @@ proptest! {
             found.iter_mut().chain(&mut expected).for_each(|rows| rows.sort());
             assert_eq!(found, expected);
         });
+    }
+}
+
+/// Whether it takes, which key, for whom, and for how long.
+type ClaimStep = (bool, u8, u8, u64);
+
+/// Who holds each key, and until when.
+type Held = BTreeMap<u8, (u8, u64)>;
+
+/// What a round trip must say, one step after the other.
+fn claim(held: &mut Held, (takes, key, owner, for_ms): ClaimStep, now_ms: u64) -> u8 {
+    let holder = held.get(&key).filter(|(_, expires_ms)| *expires_ms > now_ms).map(|(holder, _)| *holder);
+    match (takes, holder) {
+        (true, Some(holder)) => holder,
+        (true, None) => {
+            held.insert(key, (owner, now_ms + for_ms));
+            owner
+        }
+        (false, holder) => {
+            if holder == Some(owner) {
+                held.remove(&key);
+            }
+            owner
+        }
+    }
+}
+
+proptest! {
+    /// A key has one holder at any time, who keeps it until it is given back or expires; also through the loss of the cache.
+    #[test]
+    fn a_key_has_one_holder_through_expiry_and_loss(
+        rounds in proptest::collection::vec(
+            (
+                proptest::collection::vec((any::<bool>(), 0..6u8, 0..4u8, 1..200_000u64), 0..6),
+                0..90_000u64,
+                proptest::bool::weighted(0.2),
+            ),
+            1..60,
+        ),
+    ) {
+        let claims = MemoryClaims::new();
+        let (mut held, mut now_ms, mut sequence) = (Held::new(), 1, 0);
+        for (steps, pause_ms, is_lost) in rounds {
+            now_ms += pause_ms;
+            if is_lost {
+                let all = held.iter().map(|(key, (owner, expires_ms))| Claim {
+                    key: vec![*key; 16].into(),
+                    owner: vec![*owner; 16].into(),
+                    expires_ms: *expires_ms,
+                    released: false,
+                });
+                run(claims.load(3, all.collect(), sequence)).unwrap();
+            }
+            let requests: Vec<ClaimRequest> = steps
+                .iter()
+                .map(|&(takes, key, owner, for_ms)| {
+                    let (key, owner) = ([key; 16], NotificationId([owner; 16]));
+                    match takes {
+                        true => ClaimRequest::Take { key, owner, expires_ms: now_ms + for_ms },
+                        false => ClaimRequest::Release { key, owner },
+                    }
+                })
+                .collect();
+            let wanted: Vec<NotificationId> =
+                steps.iter().map(|step| NotificationId([claim(&mut held, *step, now_ms); 16])).collect();
+            let reply = run(claims.apply(3, &requests, now_ms)).unwrap();
+            prop_assert_eq!(reply.holders, wanted);
+            sequence += 1;
+            prop_assert_eq!(reply.sequence, sequence);
+        }
     }
 }

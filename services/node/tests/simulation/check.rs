@@ -14,6 +14,7 @@ use herald_ledger::proof::prove;
 use herald_node::backends::Backends;
 
 use crate::{
+    erasing::{Erasures, names_nobody},
     provider::{Begun, Seen},
     scenario::{DAY_MS, GUEST, Scenario, ScenarioKind, Sent},
     steering::Steered,
@@ -36,6 +37,9 @@ pub struct Facts<'a> {
     pub taken_over_ms: &'a BTreeMap<u64, u64>,
     /// Switches and cancels.
     pub steered: &'a Steered,
+    pub erased: &'a Erasures,
+    /// How often the wall clock was set.
+    pub clock_sets: u64,
 }
 
 pub type Ends = BTreeMap<(NotificationId, String, i32), ReceiptRow>;
@@ -72,6 +76,9 @@ pub async fn contradictions(facts: &Facts<'_>, backends: &Backends) -> anyhow::R
     check_provider(facts, &ends, &mut found);
     check_starts(facts, &mut found);
     check_limits(facts, &mut found);
+    check_quiet_hours(facts, &mut found);
+    facts.erased.check_starts(facts.sent, &facts.seen.begun, &mut found);
+    facts.erased.check_names(&sent, &ends, &mut found);
     facts.steered.check_starts(&facts.seen.begun, &mut found);
     facts.steered.check_books(&ends, backends, &mut found).await?;
     if facts.scenario.kind == ScenarioKind::Orderly {
@@ -89,7 +96,11 @@ async fn ends(sent: &[&Sent], redrives: u64, backends: &Backends, found: &mut Ve
             let scope = ReceiptScope::Request(one.id);
             let page = backends.ledger.receipts(&one.planned.tenant, &scope, token.as_deref(), 500).await?;
             let page = page.map_err(|_| anyhow::anyhow!("a page token was refused"))?;
-            for row in page.items {
+            for mut row in page.items {
+                if names_nobody(&row.user_id) {
+                    // Several may have the same name.
+                    row.user_id = format!("{}#{}", row.user_id, ends.len());
+                }
                 let key = (one.id, row.user_id.clone(), row.shared.channel);
                 // What was dead and brought back has a receipt for each end, in their order.
                 let before = ends.insert(key.clone(), row);
@@ -115,18 +126,21 @@ fn check_ends(facts: &Facts<'_>, sent: &[&Sent], ends: &Ends, found: &mut Vec<St
                 .take_while(|((id, ..), _)| *id == one.id)
                 .filter(|((_, _, c), _)| *c == channel as i32)
                 .map(|((_, user, _), _)| user.as_str())
+                .filter(|user| !names_nobody(user))
                 .collect();
             let wanted: BTreeSet<&str> = one.planned.recipients.iter().map(String::as_str).collect();
             // A chain that was stopped has no further pages.
             let stopped = facts.steered.cancelled.contains_key(&one.id)
                 || facts.steered.may_have_killed(&one.planned.tenant, None);
-            if ended != wanted && !(stopped && ended.is_subset(&wanted)) {
+            let stopped = stopped || facts.erased.may_have_cut(one);
+            let missing = || wanted.difference(&ended).all(|user| facts.erased.may_have(&one.planned.tenant, user));
+            if !ended.is_subset(&wanted) || !(stopped || missing()) {
                 found.push(format!("{} on {channel:?}: {ended:?} ended, {wanted:?} were to", one.id));
             }
         }
     }
     for ((id, user, channel), row) in ends {
-        let Some(one) = sent.iter().find(|one| one.id == *id) else { continue };
+        let Some(one) = sent.iter().find(|one| one.id == *id && !names_nobody(user)) else { continue };
         let reason = row.shared.reason.as_str();
         let is_mail = *channel == Channel::Email as i32;
         let may_be_late = one.planned.ttl_ms < DAY_MS && reason == "expired";
@@ -134,19 +148,33 @@ fn check_ends(facts: &Facts<'_>, sent: &[&Sent], ends: &Ends, found: &mut Vec<St
         let steered = (reason == "killed"
             && facts.steered.may_have_killed(&one.planned.tenant, Some(row.shared.channel())))
             || (reason == "cancelled" && facts.steered.cancelled.contains_key(id));
-        let expected = if may_be_late || steered {
+        let quiet = reason == "quiet_hours"
+            && !one.planned.transactional
+            && facts.scenario.night.as_ref().is_some_and(|night| night.quiet.get(user) == Some(&true));
+        let erased = facts.erased.may_have(&one.planned.tenant, user);
+        let unregistered = erased && matches!(reason, "unknown_user" | "unreachable" | "erased");
+        let expected = if may_be_late || steered || quiet || unregistered {
             true
         } else if user == "nobody" {
             reason == "unknown_user"
         } else if user == GUEST && !is_mail {
             reason == "unreachable"
-        } else if is_mail && facts.scenario.opted_out.contains(user) {
+        } else if is_mail && !erased && facts.scenario.opted_out.contains(user) {
+            // With a person their wishes are erased too.
             reason == "opted_out"
         } else {
             !matches!(
                 reason,
-                "killed" | "cancelled" | "unknown_user" | "unreachable" | "expired" | "poison" | "undecodable"
-            ) && (reason != "opted_out" || (is_mail && changed))
+                "killed"
+                    | "cancelled"
+                    | "unknown_user"
+                    | "unreachable"
+                    | "expired"
+                    | "poison"
+                    | "undecodable"
+                    | "quiet_hours"
+                    | "erased"
+            ) && (reason != "opted_out" || (is_mail && (changed || facts.scenario.opted_out.contains(user))))
                 && (reason != "duplicate" || !one.planned.dedupe_key.is_empty())
         };
         if !expected {
@@ -206,7 +234,9 @@ async fn check_inboxes(
 fn check_provider(facts: &Facts<'_>, ends: &Ends, found: &mut Vec<String>) {
     let mut duplicates = 0;
     let mut known = BTreeSet::new();
-    for ((id, user, channel), row) in ends.iter().filter(|((_, _, c), _)| *c == Channel::Email as i32) {
+    let of_mail =
+        |((_, user, channel), _): &(&(_, String, i32), _)| *channel == Channel::Email as i32 && !names_nobody(user);
+    for ((id, user, channel), row) in ends.iter().filter(of_mail) {
         let instance = InstanceId::of(id, user, Channel::Email);
         known.insert(instance);
         let taken = facts.seen.taken.get(&instance).copied().unwrap_or(0);
@@ -218,7 +248,7 @@ fn check_provider(facts: &Facts<'_>, ends: &Ends, found: &mut Vec<String>) {
             State::Suppressed
                 if matches!(
                     row.shared.reason.as_str(),
-                    "duplicate" | "expired" | "opted_out" | "killed" | "cancelled"
+                    "duplicate" | "expired" | "opted_out" | "killed" | "cancelled" | "quiet_hours" | "unknown_user"
                 ) =>
             {
                 duplicates += taken.min(1);
@@ -227,6 +257,15 @@ fn check_provider(facts: &Facts<'_>, ends: &Ends, found: &mut Vec<String>) {
                 found.push(format!("{id} {user} {channel}: {} and taken {taken} times", row.shared.reason));
             }
             _ => {}
+        }
+    }
+    // The receipts of those who were erased do not say whose they are.
+    for one in facts.sent {
+        for user in facts.erased.of(&one.planned.tenant) {
+            let instance = InstanceId::of(&one.id, user, Channel::Email);
+            if known.insert(instance) {
+                duplicates += facts.seen.taken.get(&instance).map_or(0, |taken| taken.saturating_sub(1));
+            }
         }
     }
     for instance in facts.seen.taken.keys().filter(|instance| !known.contains(*instance)) {
@@ -248,7 +287,7 @@ fn check_starts(facts: &Facts<'_>, found: &mut Vec<String>) {
         let late = |since_ms: Option<&u64>, grace_ms: u64| {
             since_ms.is_some_and(|since_ms| begun.at_ms > since_ms.saturating_add(grace_ms))
         };
-        if begun.at_ms < due.get(&begun.notification).copied().unwrap_or(0) {
+        if begun.latest_wall_ms < due.get(&begun.notification).copied().unwrap_or(0) {
             found.push(format!("{begun:?} was begun before its time"));
         }
         if late(facts.opt_outs.get(&(begun.tenant.clone(), begun.user.clone())), 1_000) {
@@ -260,15 +299,34 @@ fn check_starts(facts: &Facts<'_>, found: &mut Vec<String>) {
     }
 }
 
+/// Nobody is sent bulk mail in quiet hours but what was decided before they began, or before the clock was set into them.
+fn check_quiet_hours(facts: &Facts<'_>, found: &mut Vec<String>) {
+    /// A send starts so long after it was decided at most.
+    const DECIDED_MS: u64 = 10_000;
+    let Some(night) = &facts.scenario.night else { return };
+    let bulk: BTreeSet<NotificationId> =
+        facts.sent.iter().filter(|one| !one.planned.transactional).map(|one| one.id).collect();
+    for begun in facts.seen.begun.iter().filter(|begun| bulk.contains(&begun.notification)) {
+        let was_quiet = night.is_quiet(begun.wall_ms) && night.is_quiet(begun.wall_ms - DECIDED_MS);
+        let was_set = begun.at_ms < begun.wall_set_ms + DECIDED_MS;
+        let wants_quiet = night.quiet.contains_key(&begun.user)
+            && !facts.opt_outs.contains_key(&(begun.tenant.clone(), begun.user.clone()))
+            && !facts.erased.0.contains_key(&(begun.tenant.clone(), begun.user.clone()));
+        if wants_quiet && was_quiet && !was_set {
+            found.push(format!("{begun:?} was begun in quiet hours"));
+        }
+    }
+}
+
 /// Over any window no more is sent than the rate times (the window + 1 s) and one burst, or one more for each restart,
-/// which forgets the buckets. What is handed to the provider is begun within its deadline.
+/// which forgets the buckets, and for each time that the clock was set. What is handed to the provider is begun within its deadline.
 fn check_limits(facts: &Facts<'_>, found: &mut Vec<String>) {
     const LEASE_AND_DEADLINE_MS: u64 = 1_000 + 2_000;
     for limit in &facts.scenario.limits {
         let of_tenant = |begun: &&Begun| limit.scope.tenant.as_deref().is_none_or(|tenant| tenant == begun.tenant);
         let mut times: Vec<u64> = facts.seen.begun.iter().filter(of_tenant).map(|begun| begun.at_ms).collect();
         times.sort_unstable();
-        let bursts = (limit.burst * (facts.restarts + 1)) as f64;
+        let bursts = (limit.burst * (facts.restarts + facts.clock_sets + 1)) as f64;
         let allowed = |window_ms: u64| limit.per_second * (window_ms + LEASE_AND_DEADLINE_MS) as f64 / 1_000.0 + bursts;
         for (from, first_ms) in times.iter().enumerate() {
             let is_over = |(to, last_ms): (usize, &u64)| (to + 1) as f64 > allowed(last_ms - first_ms);

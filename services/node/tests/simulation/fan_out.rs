@@ -452,7 +452,7 @@ async fn who_removes_their_quiet_hours_waits_no_longer_than_to_the_next_look() {
         let preferences = Preferences { quiet_hours, ..Default::default() };
         let change = PersonChange::Preferences { user_id: "u7".into(), preferences };
         fan_out.backends.directory.change(&fan_out.tenant, vec![change], fan_out.world.now_ms()).await.unwrap();
-        tell_change(&fan_out.tenant, "u7", &fan_out.backends, fan_out.world.now_ms()).await.unwrap();
+        tell_change(&fan_out.tenant, "u7", false, &fan_out.backends, fan_out.world.now_ms()).await.unwrap();
     };
     // The simulation begins at midnight.
     is_quiet(Some((0, 23 * 60))).await;

@@ -18,6 +18,7 @@ use herald_core::{
         budgets::Budgets,
         claims::{ClaimReply, ClaimRequest, Claims},
         directory::{AudienceKey, AudiencePage, Changed, Directory, Membership, PersonChange},
+        erasures::{Erasure, Erasures},
         inbox::{Counts, EventId, Inbox, Item, MarkAs, StateFilter, Which},
         ledger::{Flush, ForeignToken, Ledger, Page, ReceiptRow, ReceiptScope, RequestRow, RequestScope},
         log::{
@@ -58,6 +59,12 @@ pub enum Mutant {
     HoldLoses,
     /// The first requests partition acknowledges a cancel for everybody.
     CancelClosedEarly,
+    /// Nobody learns who was erased.
+    ErasureUnread,
+    /// No pass of an erasure is taken.
+    EraserIdle,
+    /// Nobody learns of quiet hours.
+    QuietHoursUnread,
 }
 
 /// What goes wrong in a run.
@@ -106,6 +113,7 @@ impl Faults {
             log: Arc::new(Faulty { faults: faults.clone(), inner: backends.log }),
             admissions: Arc::new(Faulty { faults: faults.clone(), inner: backends.admissions }),
             directory: Arc::new(Faulty { faults: faults.clone(), inner: backends.directory }),
+            erasures: Arc::new(Faulty { faults: faults.clone(), inner: backends.erasures }),
             ledger: Arc::new(Faulty { faults: faults.clone(), inner: backends.ledger }),
             inbox: Arc::new(Faulty { faults: faults.clone(), inner: backends.inbox }),
             claims: Arc::new(Faulty { faults: faults.clone(), inner: backends.claims }),
@@ -291,7 +299,16 @@ impl Directory for Faulty<dyn Directory> {
     async fn people(&self, tenant: &TenantId, user_ids: &[String]) -> Result<Vec<Person>, StoreError> {
         assert!(user_ids.iter().all(|user| user != KILLER), "a profile that kills whoever reads it");
         self.faults.store().await?;
-        self.inner.people(tenant, user_ids).await
+        let mut people = self.inner.people(tenant, user_ids).await?;
+        for person in &mut people {
+            if self.faults.mutant == Mutant::ErasureUnread {
+                person.erased_ms = 0;
+            }
+            if self.faults.mutant == Mutant::QuietHoursUnread {
+                person.preferences.quiet_hours = None;
+            }
+        }
+        Ok(people)
     }
 
     async fn change(&self, tenant: &TenantId, it: Vec<PersonChange>, now_ms: u64) -> Result<Vec<Changed>, StoreError> {
@@ -320,6 +337,31 @@ impl Directory for Faulty<dyn Directory> {
     ) -> Result<AudiencePage, StoreError> {
         self.faults.store().await?;
         self.inner.audience(tenant, audience, after, limit).await
+    }
+}
+
+#[async_trait]
+impl Erasures for Faulty<dyn Erasures> {
+    async fn begin(&self, erasure: Erasure) -> Result<Erasure, StoreError> {
+        self.faults.store().await?;
+        self.inner.begin(erasure).await
+    }
+
+    async fn get(&self, tenant: &TenantId, id: &str) -> Result<Option<Erasure>, StoreError> {
+        self.inner.get(tenant, id).await
+    }
+
+    async fn due(&self, now_ms: u64, limit: usize) -> Result<Vec<Erasure>, StoreError> {
+        self.faults.store().await?;
+        match self.faults.mutant {
+            Mutant::EraserIdle => Ok(Vec::new()),
+            _ => self.inner.due(now_ms, limit).await,
+        }
+    }
+
+    async fn step(&self, tenant: &TenantId, id: &str, now_ms: u64) -> Result<Option<Erasure>, StoreError> {
+        self.faults.store().await?;
+        self.inner.step(tenant, id, now_ms).await
     }
 }
 

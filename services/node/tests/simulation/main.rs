@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a simulation that cannot go on must stop where it is")]
 
 mod check;
+mod erasing;
 mod fan_out;
 mod faults;
 mod pacing;
@@ -19,7 +20,7 @@ mod world;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -40,13 +41,15 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
     check::{Facts, contradictions},
+    erasing::{Erasures, erase_due, keep_erasing},
     faults::{Faults, Mutant},
     provider::{Manner, Provider},
     scenario::{
-        KILLER, Scenario, ScenarioKind, Sent, Step, break_deliveries, break_request, opt_out, redrive, redriven, send,
+        DAY_MS, KILLER, Night, Scenario, ScenarioKind, Sent, Step, break_deliveries, break_request, opt_out, redrive,
+        redriven, send,
     },
     steering::Steered,
-    world::{Chance, EPOCH_MS, world_at},
+    world::{Chance, WallClock, world_with},
 };
 
 const IN_DOUBT: u64 = 64;
@@ -70,7 +73,9 @@ struct Simulation {
     provider: Provider,
     disk: MemoryDisk,
     kv: Arc<MemoryKv>,
+    /// The true time, and by how much the wall clock is wrong.
     now_ms: u64,
+    wall: Arc<WallClock>,
     sent: Vec<Sent>,
     opt_outs: BTreeMap<(String, String), u64>,
     broken: Vec<(NotificationId, bool)>,
@@ -78,6 +83,7 @@ struct Simulation {
     redrives: u64,
     redriven: u64,
     steered: Steered,
+    erased: Erasures,
     /// Starts of the roles so far, and when one was followed by the next in the same life.
     generation: u64,
     taken_over_ms: BTreeMap<u64, u64>,
@@ -97,16 +103,18 @@ impl Simulation {
         let manner = if orderly { Manner::Orderly } else { Manner::Rough };
         Self {
             provider: Provider::new(Chance::of_seed(chance.next()), manner),
+            now_ms: scenario.begins_ms(),
+            wall: Arc::default(),
             scenario,
             disk: MemoryDisk::new(),
             kv: Arc::new(MemoryKv::new()),
-            now_ms: EPOCH_MS,
             sent: Vec::new(),
             opt_outs: BTreeMap::new(),
             broken: Vec::new(),
             redrives: 0,
             redriven: 0,
             steered: Steered::default(),
+            erased: Erasures::default(),
             generation: 0,
             taken_over_ms: BTreeMap::new(),
             next: 0,
@@ -158,7 +166,7 @@ impl Simulation {
     }
 
     async fn run(&mut self, last: bool) -> anyhow::Result<Vec<String>> {
-        let world = world_at(self.now_ms, &self.chance);
+        let (world, clock) = world_with(self.now_ms, self.wall.clone(), &self.chance);
         let crashed = CancellationToken::new();
         let faults = Faults {
             chance: Chance::of_seed(self.chance.next()),
@@ -196,12 +204,13 @@ impl Simulation {
         }
         self.generation += 1;
         let mut generation = self.generation;
-        let sees = provider.of(&world, generation);
+        let sees = provider.of(&clock, generation);
         let roles = Roles::start(&config, &backends, vec![Arc::new(sees)], &world).await?;
         if !self.set_up {
             self.scenario.set_up(&plain, &roles, self.now_ms).await?;
             self.set_up = true;
         }
+        tokio::spawn(keep_erasing(backends.clone(), world.clone()));
         let end_of_life = async {
             match last {
                 true => std::future::pending().await,
@@ -220,16 +229,16 @@ impl Simulation {
             };
             tokio::time::sleep(Duration::from_millis(after_ms)).await;
             generation += 1;
-            let sees = provider.of(&world, generation);
+            let sees = provider.of(&clock, generation);
             if let Ok(second) = Roles::start(&config, &backends, vec![Arc::new(sees)], &world).await {
-                taken_over_ms.insert(generation - 1, world.now_ms());
+                taken_over_ms.insert(generation - 1, clock.true_ms());
                 second.failed.cancelled().await;
             }
         };
         let (scenario, chance) = (&self.scenario, self.chance.clone());
         let (sent, next) = (&mut self.sent, &mut self.next);
         let (opt_outs, broken, redrives) = (&mut self.opt_outs, &mut self.broken, &mut self.redrives);
-        let steered = &mut self.steered;
+        let (steered, erased) = (&mut self.steered, &mut self.erased);
         let traffic = async {
             while let Some(step) = scenario.steps.get(*next) {
                 tokio::time::sleep(Duration::from_millis(chance.below(40))).await;
@@ -242,7 +251,10 @@ impl Simulation {
                             key => NotificationId::of_idempotency_key(&planned.tenant, key, now_ms),
                         };
                         let send_at_ms = now_ms + planned.send_in_ms;
-                        sent.push(Sent { id, planned: planned.clone(), send_at_ms, promised: false });
+                        let planned_now = planned.clone();
+                        let one =
+                            Sent { id, planned: planned_now, accepted_wall_ms: now_ms, send_at_ms, promised: false };
+                        sent.push(one);
                         let accepted = send(planned, id, chance.one_in(2), &plain, now_ms).await;
                         if let Some(one) = sent.last_mut() {
                             one.promised = accepted.is_ok();
@@ -252,18 +264,22 @@ impl Simulation {
                         let key = (tenant.to_string(), user.clone());
                         opt_outs.entry(key.clone()).or_insert(u64::MAX);
                         if opt_out(tenant, user, &plain, now_ms).await.is_ok() {
-                            opt_outs.entry(key).and_modify(|at_ms| *at_ms = world.now_ms().min(*at_ms));
+                            opt_outs.entry(key).and_modify(|at_ms| *at_ms = clock.true_ms().min(*at_ms));
                         }
                     }
                     Step::Switch { tenant, mail, state } => {
-                        let _open = steered.switch(tenant, *mail, *state, &plain, || world.now_ms()).await;
+                        let _open = steered.switch(tenant, *mail, *state, &plain, || clock.true_ms()).await;
                     }
                     Step::Cancel { back } => {
                         if let Some(one) = sent.len().checked_sub(*back).map(|at| &sent[at]).filter(|one| one.promised)
                         {
-                            let _open = steered.cancel(one, &plain, || world.now_ms()).await;
+                            let _open = steered.cancel(one, &plain, || clock.true_ms()).await;
                         }
                     }
+                    Step::Erase { tenant, user } => {
+                        let _open = erased.erase(tenant, user, &plain, &world, || clock.true_ms()).await;
+                    }
+                    Step::SetClock { by_ms } => clock.set_by(*by_ms),
                     Step::BrokenRequest { tenant } => {
                         broken.push((world.notification_id(), false));
                         if let Some((id, promised)) = broken.last_mut() {
@@ -288,7 +304,11 @@ impl Simulation {
             }
             // What is held circles for a while before it goes on.
             tokio::time::sleep(Duration::from_millis(chance.below(40_000))).await;
-            let _lifted = steered.lift_all(&plain, || world.now_ms()).await;
+            let _lifted = steered.lift_all(&plain, || clock.true_ms()).await;
+            clock.catch_up();
+            if scenario.night.is_some() {
+                clock.set_by(Night::LASTS_MS);
+            }
             settle(sent, steered, &plain).await;
         };
         tokio::select! {
@@ -311,7 +331,11 @@ impl Simulation {
             redrives: self.redrives,
             taken_over_ms: &self.taken_over_ms,
             steered: &self.steered,
+            erased: &self.erased,
+            clock_sets: self.wall.sets.load(Relaxed),
         };
+        // As on the next days.
+        erase_due(&plain, world.now_ms() + 2 * DAY_MS).await?;
         let found = contradictions(&facts, &plain).await;
         self.redriven = redriven(&plain).await?;
         found
@@ -412,7 +436,7 @@ fn the_same_seed_gives_the_same_trace() {
 
 #[test]
 fn some_seed_catches_each_mutant() {
-    for mutant in [
+    let mutants = [
         Mutant::ClaimSkipped,
         Mutant::CommitSplit,
         Mutant::DoneMapIgnored,
@@ -423,9 +447,17 @@ fn some_seed_catches_each_mutant() {
         Mutant::SteeringUnread,
         Mutant::HoldLoses,
         Mutant::CancelClosedEarly,
-    ] {
-        let caught = (0..50).find(|seed| !simulate(*seed, mutant).contradictions.is_empty());
-        println!("{mutant:?}: caught by seed {caught:?}");
-        assert!(caught.is_some(), "no seed catches {mutant:?}");
+        Mutant::ErasureUnread,
+        Mutant::EraserIdle,
+        Mutant::QuietHoursUnread,
+    ];
+    let first_seed = |mutant| (0..100).find(|seed| !simulate(*seed, mutant).contradictions.is_empty());
+    let caught: Vec<Option<u64>> = std::thread::scope(|scope| {
+        let running = mutants.map(|mutant| scope.spawn(move || first_seed(mutant)));
+        running.into_iter().map(|run| run.join().unwrap()).collect()
+    });
+    for (mutant, seed) in mutants.iter().zip(&caught) {
+        println!("{mutant:?}: caught by seed {seed:?}");
     }
+    assert!(caught.iter().all(Option::is_some), "not every mutant is caught");
 }

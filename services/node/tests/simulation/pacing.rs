@@ -158,6 +158,8 @@ impl Node {
             followers: BTreeMap::new(),
             steps: Vec::new(),
             limits,
+            night: None,
+            sets_clock: false,
             kind: ScenarioKind::Crowds,
         };
         scenario.set_up(&backends, &roles, world.now_ms()).await.unwrap();

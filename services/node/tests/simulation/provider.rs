@@ -9,18 +9,23 @@ use std::{
 
 use async_trait::async_trait;
 use herald_core::{
-    clock::World,
+    clock::Clock,
     ids::{InstanceId, NotificationId},
     ports::channel::{Channel, Gate, Message, Outcome, Sink},
     record::Channel as ChannelKind,
 };
 
-use crate::world::Chance;
+use crate::world::{Chance, SimClock};
 
 /// A send that was begun.
 #[derive(Debug, Clone)]
 pub struct Begun {
+    /// In true time, as everything that is not said to be the wall clock's.
     pub at_ms: u64,
+    /// What the wall clock showed, the latest that it had shown so far, and when it was set last.
+    pub wall_ms: u64,
+    pub latest_wall_ms: u64,
+    pub wall_set_ms: u64,
     /// Which start of the roles began it.
     pub generation: u64,
     pub instance: InstanceId,
@@ -48,7 +53,7 @@ pub struct Provider {
     chance: Chance,
     manner: Manner,
     /// The clock of this life, and which start of the roles sends.
-    life: Option<(World, u64)>,
+    life: Option<(Arc<SimClock>, u64)>,
 }
 
 /// How a provider behaves.
@@ -73,16 +78,18 @@ impl Provider {
     }
 
     /// The same provider as one start of the roles sees it.
-    pub fn of(&self, world: &World, generation: u64) -> Self {
-        Self { life: Some((world.clone(), generation)), ..self.clone() }
+    pub fn of(&self, clock: &Arc<SimClock>, generation: u64) -> Self {
+        Self { life: Some((clock.clone(), generation)), ..self.clone() }
     }
 
     fn begin(&self, message: &Message) {
-        let (at_ms, generation) =
-            self.life.as_ref().map_or((0, 0), |(world, generation)| (world.now_ms(), *generation));
+        let (clock, generation) = self.life.as_ref().unwrap();
         self.seen.lock().unwrap().begun.push(Begun {
-            at_ms,
-            generation,
+            at_ms: clock.true_ms(),
+            wall_ms: clock.now_ms(),
+            latest_wall_ms: clock.latest_ms(),
+            wall_set_ms: clock.set_ms(),
+            generation: *generation,
             instance: message.instance,
             notification: message.notification,
             tenant: message.tenant.as_str().to_owned(),

@@ -11,7 +11,7 @@ use herald_core::{
     limits::{LimitRow, LimitScope},
     outputs::FEATURE_LEVEL,
     packed,
-    people::{ChannelPreference, Endpoint, Preferences, User},
+    people::{ChannelPreference, Endpoint, Preferences, QuietHours, QuietPolicy, User},
     policy::{TemplateHead, TemplateRow, TenantRow, kind, template_head_key, template_row_key},
     ports::{
         admissions::Admission,
@@ -29,7 +29,7 @@ use herald_node::{backends::Backends, roles::Roles};
 use herald_proto::v1;
 use prost::Message;
 
-use crate::world::Chance;
+use crate::world::{Chance, EPOCH_MS};
 
 const TEMPLATE: &str = r#"{"channels": {
     "in_app": {"title": "{{data.text}}", "body": "for {{user.id}}"},
@@ -83,6 +83,15 @@ pub enum Step {
     Cancel {
         back: usize,
     },
+    /// A person is erased.
+    Erase {
+        tenant: TenantId,
+        user: String,
+    },
+    /// The wall clock is set.
+    SetClock {
+        by_ms: i64,
+    },
 }
 
 /// A notification that was handed over.
@@ -90,7 +99,9 @@ pub enum Step {
 pub struct Sent {
     pub id: NotificationId,
     pub planned: Planned,
-    /// Before this time nothing of it may be sent.
+    /// When it was accepted, by the wall clock.
+    pub accepted_wall_ms: u64,
+    /// Before this time of the wall clock nothing of it may be sent.
     pub send_at_ms: u64,
     /// Whether a 202 would have been given.
     pub promised: bool,
@@ -105,7 +116,58 @@ pub struct Scenario {
     pub followers: BTreeMap<String, BTreeSet<String>>,
     pub steps: Vec<Step>,
     pub limits: Vec<LimitRow>,
+    /// A night in which the clock is set, and who wants quiet then.
+    pub night: Option<Night>,
+    /// Whether somebody sets the wall clock.
+    pub sets_clock: bool,
     pub kind: ScenarioKind,
+}
+
+/// A night in which daylight saving begins or ends in Berlin, at 01:00 UTC.
+#[derive(Debug, Clone)]
+pub struct Night {
+    /// When the simulation begins.
+    pub begins_ms: u64,
+    /// When the clocks there are set, and what they are ahead of UTC before and after.
+    pub set_ms: u64,
+    pub ahead_hours: [u64; 2],
+    /// Who wants quiet, in every tenant, and whether the messages are dropped.
+    pub quiet: BTreeMap<String, bool>,
+}
+
+impl Night {
+    /// Local time of the quiet hours, in minutes: over the step of the clock.
+    const QUIET: [u16; 2] = [105, 195];
+    /// 2026-03-29T01:00:00Z and 2026-10-25T01:00:00Z.
+    const SPRING_MS: u64 = 1_774_746_000_000;
+    const AUTUMN_MS: u64 = 1_792_890_000_000;
+    /// As long it takes at most until it is not quiet any more.
+    pub const LASTS_MS: i64 = 3 * 3_600_000;
+
+    fn of(users: &[String], opted_out: &BTreeSet<String>, chance: &Chance) -> Self {
+        let (set_ms, ahead_hours) =
+            if chance.one_in(2) { (Self::SPRING_MS, [1, 2]) } else { (Self::AUTUMN_MS, [2, 1]) };
+        // Half a minute before it becomes quiet.
+        let quiet_ms = set_ms - set_ms % DAY_MS + u64::from(Self::QUIET[0]) * 60_000 - ahead_hours[0] * 3_600_000;
+        let some = users.iter().filter(|user| chance.one_in(3) && !opted_out.contains(*user));
+        let quiet = some.map(|user| (user.clone(), chance.one_in(2))).collect();
+        Self { begins_ms: quiet_ms - 30_000, set_ms, ahead_hours, quiet }
+    }
+
+    /// Whether it is quiet in Berlin at a time of the wall clock.
+    pub fn is_quiet(&self, wall_ms: u64) -> bool {
+        let ahead_ms = self.ahead_hours[usize::from(wall_ms >= self.set_ms)] * 3_600_000;
+        let minute = (wall_ms + ahead_ms) % DAY_MS / 60_000;
+        (u64::from(Self::QUIET[0])..u64::from(Self::QUIET[1])).contains(&minute)
+    }
+
+    fn preferences(&self, user_id: &str) -> Option<PersonChange> {
+        let policy = if *self.quiet.get(user_id)? { QuietPolicy::Drop } else { QuietPolicy::Defer };
+        let [start_minute, end_minute] = Self::QUIET;
+        let quiet = QuietHours { start_minute, end_minute, time_zone: Some("Europe/Berlin".into()), policy };
+        let preferences = Preferences { quiet_hours: Some(quiet), ..Default::default() };
+        Some(PersonChange::Preferences { user_id: user_id.to_owned(), preferences })
+    }
 }
 
 /// What a scenario is about.
@@ -149,15 +211,30 @@ impl Scenario {
             }
             _ => Vec::new(),
         };
-        let mut scenario = Self { tenants, users, opted_out, followers, steps: Vec::new(), limits, kind };
+        let is_night = kind == ScenarioKind::Mixed && seed % 10 == 2;
+        let night = is_night.then(|| Night::of(&users, &opted_out, chance));
+        let sets_clock = is_night || (kind == ScenarioKind::Mixed && seed % 3 == 1);
+        let mut scenario =
+            Self { tenants, users, opted_out, followers, steps: Vec::new(), limits, night, sets_clock, kind };
         scenario.steps = (0..steps as usize).map(|number| scenario.step(number, chance)).collect();
+        let mut sets = 0;
+        scenario.steps.retain(|step| {
+            sets += usize::from(matches!(step, Step::SetClock { .. }));
+            // So few that no time to live of a day runs out.
+            sets <= 4 || !matches!(step, Step::SetClock { .. })
+        });
         scenario
+    }
+
+    /// When it begins, in milliseconds since the epoch.
+    pub fn begins_ms(&self) -> u64 {
+        self.night.as_ref().map_or(EPOCH_MS, |night| night.begins_ms)
     }
 
     fn step(&self, number: usize, chance: &Chance) -> Step {
         let tenant = self.tenants[chance.below(self.tenants.len() as u64) as usize].clone();
         let user = self.users[chance.below(self.users.len() as u64) as usize].clone();
-        match chance.below(24) {
+        match chance.below(28) {
             0..=2 if self.kind != ScenarioKind::Orderly => Step::OptOut { tenant, user },
             3 => Step::BrokenRequest { tenant },
             4 => Step::BrokenDeliveries { tenant, user },
@@ -173,6 +250,8 @@ impl Scenario {
                 },
             },
             8..=9 if self.kind != ScenarioKind::Orderly => Step::Cancel { back: 1 + chance.below(4) as usize },
+            10 if self.kind != ScenarioKind::Orderly => Step::Erase { tenant, user },
+            11..=13 if self.sets_clock => Step::SetClock { by_ms: clock_step_ms(chance) },
             _ => Step::Notify(self.plan(tenant, number, chance)),
         }
     }
@@ -223,7 +302,10 @@ impl Scenario {
     /// Lets the fourth notification go to somebody whose profile kills whoever reads it.
     pub fn send_to_a_killer(&mut self) {
         // Who is brought back would kill again, and nothing must keep it from being tried.
-        self.steps.retain(|step| !matches!(step, Step::Redrive | Step::Switch { .. } | Step::Cancel { .. }));
+        let gets_in_the_way = |step: &Step| {
+            matches!(step, Step::Redrive | Step::Switch { .. } | Step::Cancel { .. } | Step::Erase { .. })
+        };
+        self.steps.retain(|step| !gets_in_the_way(step));
         let fourth = self.steps.iter_mut().filter_map(|step| match step {
             Step::Notify(planned) => Some(planned),
             _ => None,
@@ -275,7 +357,7 @@ impl Scenario {
             });
             backends.directory.set_members(tenant, members.collect(), true).await?;
             // What is stored before an append is durable once the append is.
-            tell_change(tenant, "nobody", backends, now_ms).await?;
+            tell_change(tenant, "nobody", false, backends, now_ms).await?;
         }
         Ok(())
     }
@@ -290,9 +372,17 @@ impl Scenario {
             if self.opted_out.contains(user_id) {
                 changes.push(no_mail(user_id));
             }
+            changes.extend(self.night.as_ref().and_then(|night| night.preferences(user_id)));
         }
         changes
     }
+}
+
+/// Seconds, minutes or hours, forward or back.
+fn clock_step_ms(chance: &Chance) -> i64 {
+    let most_ms = [10_000, 600_000, 2 * 3_600_000][chance.below(3) as usize];
+    let by_ms = 1 + chance.below(most_ms) as i64;
+    if chance.one_in(2) { by_ms } else { -by_ms }
 }
 
 /// A limit of a tenant, a channel, or both.
@@ -330,12 +420,18 @@ fn no_mail(user_id: &str) -> PersonChange {
 pub async fn opt_out(tenant: &TenantId, user: &str, backends: &Backends, now_ms: u64) -> Result<(), LogError> {
     let stored = backends.directory.change(tenant, vec![no_mail(user)], now_ms).await;
     stored.map_err(|error| LogError::Unavailable(error.to_string()))?;
-    tell_change(tenant, user, backends, now_ms).await
+    tell_change(tenant, user, false, backends, now_ms).await
 }
 
-/// Tells the workers that a person changed.
-pub async fn tell_change(tenant: &TenantId, user: &str, backends: &Backends, now_ms: u64) -> Result<(), LogError> {
-    let change = UserChange { tenant: tenant.as_str().into(), user_id: user.into(), version: 2, erased: false };
+/// Tells the workers that a person has changed, as a gateway does.
+pub async fn tell_change(
+    tenant: &TenantId,
+    user: &str,
+    erased: bool,
+    backends: &Backends,
+    now_ms: u64,
+) -> Result<(), LogError> {
+    let change = UserChange { tenant: tenant.as_str().into(), user_id: user.into(), version: 2, erased };
     let shard = shard_of(tenant.as_str(), user, backends.log.identity().layout.shards);
     let at = TopicPartition { topic: Topic::UserChanges, partition: shard };
     let record = record_at(at, tenant, Schema::UserChange, Vec::new(), change.encode_to_vec(), backends, now_ms);

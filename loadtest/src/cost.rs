@@ -149,7 +149,7 @@ async fn one(common: &Common, load: &Load, kind: Kind, end: End) -> anyhow::Resu
     let target = match kind {
         Kind::Null => Target::Nowhere,
         Kind::Mail => Target::Mail(sink),
-        Kind::Live => Target::Sockets(Sockets::open(herald.address, &world).await?),
+        Kind::Live => Target::Sockets(Sockets::open(herald.address, &world, Instant::now()).await?),
     };
 
     let count = load.notifications();

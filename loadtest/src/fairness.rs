@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use clap::Args;
 use hdrhistogram::Histogram;
-use herald_proto::v1::NotifyBatchRequest;
+use herald_proto::v1::{NotifyBatchRequest, NotifyRequest};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::{
     sync::Semaphore,
@@ -53,20 +53,24 @@ pub struct Load {
 
 /// One tenant's arrivals.
 #[derive(Clone, Copy)]
-struct Arrivals {
-    tenant: usize,
-    notifications_per_s: f64,
+pub struct Arrivals {
+    /// Its number.
+    pub tenant: usize,
+    /// How many come.
+    pub notifications_per_s: f64,
     /// Of one call.
-    batch: u64,
+    pub batch: u64,
+    /// `email` or `in_app`.
+    pub channel: &'static str,
 }
 
 /// Measures once with fairness and once without.
 pub async fn run(common: &Common, load: &Load, report: &mut Report) -> anyhow::Result<()> {
-    let small = Arrivals { tenant: 0, notifications_per_s: load.rate, batch: 1 };
-    let large = Arrivals { tenant: 1, notifications_per_s: load.rate * load.times, batch: BATCH };
+    let small = Arrivals { tenant: 0, notifications_per_s: load.rate, batch: 1, channel: "email" };
+    let large = Arrivals { tenant: 1, notifications_per_s: load.rate * load.times, batch: BATCH, ..small };
     let per_equal = large.notifications_per_s / load.equals.max(1) as f64;
     let equals: Vec<Arrivals> =
-        (0..load.equals).map(|tenant| Arrivals { tenant, notifications_per_s: per_equal, batch: BATCH }).collect();
+        (0..load.equals).map(|tenant| Arrivals { tenant, notifications_per_s: per_equal, ..large }).collect();
     for (name, fair) in [("fair", "true"), ("unfair", "false")] {
         let settings = [format!("worker.fair={fair}"), format!("orchestrator.fair={fair}")];
         let alone = Loop::run(common, load, &settings, &[small]).await?;
@@ -142,7 +146,13 @@ impl Loop {
 }
 
 /// One tenant's calls at intended times with exponential gaps.
-async fn generate(world: &World, arrivals: Arrivals, seconds: f64, seed: u64, began: Instant) -> anyhow::Result<Sent> {
+pub async fn generate(
+    world: &World,
+    arrivals: Arrivals,
+    seconds: f64,
+    seed: u64,
+    began: Instant,
+) -> anyhow::Result<Sent> {
     let mut random = StdRng::seed_from_u64(seed);
     let (mut lag_us, mut sent) = (times_us()?, Sent::default());
     let slots = Arc::new(Semaphore::new(MAX_CALLS));
@@ -164,7 +174,7 @@ async fn generate(world: &World, arrivals: Arrivals, seconds: f64, seed: u64, be
         for number in sent.notifications..sent.notifications + arrivals.batch {
             let text = due_text(arrivals.tenant, due_us);
             let (_, request, fanout) = world.notification(arrivals.tenant as u64, number, text);
-            notifications.push(request);
+            notifications.push(NotifyRequest { channels: vec![arrivals.channel.into()], ..request });
             sent.instances += fanout;
         }
         sent.notifications += arrivals.batch;

@@ -5,6 +5,7 @@ mod admission;
 mod api;
 mod cost;
 mod fairness;
+mod isolation;
 mod latency;
 mod memory;
 mod process;
@@ -87,6 +88,8 @@ enum Command {
     Latency(latency::Load),
     /// What one tenant's spike does to another's messages, and the shares of equals; with fairness and without.
     Fairness(fairness::Load),
+    /// What a mail server that hangs, refuses or throttles does to another tenant's in-app messages.
+    Isolation(isolation::Load),
     /// Peak memory while one notification goes to everyone.
     Memory(memory::Load),
 }
@@ -120,6 +123,7 @@ async fn run(command: Command, common: &Common) -> anyhow::Result<Report> {
             Command::Admission { events } => admission::run(common, *events, &mut report).await?,
             Command::Latency(load) => latency::run(common, load, &mut report).await?,
             Command::Fairness(load) => fairness::run(common, load, &mut report).await?,
+            Command::Isolation(load) => isolation::run(common, load, &mut report).await?,
             Command::Memory(load) => memory::run(common, load, &mut report).await?,
         }
     }

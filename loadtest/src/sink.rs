@@ -1,11 +1,12 @@
-//! A mail server that takes everything and keeps nothing: it counts mails and notes when each of them came.
+//! A mail server that keeps nothing: it counts mails and notes when each of them came. It takes everything, unless it is in
+//! another mood.
 
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     time::Instant,
 };
@@ -21,6 +22,24 @@ use crate::report::times_us;
 const READ_BYTES: usize = 256 << 10;
 const HELLO: &str = "250-sink\r\n250-PIPELINING\r\n250-CHUNKING\r\n250-8BITMIME\r\n250 ENHANCEDSTATUSCODES\r\n";
 
+/// How the server behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mood {
+    /// It takes everything.
+    Takes,
+    /// It takes no mail and answers none; a connection that has had one stays silent.
+    Hangs,
+    /// It closes every connection.
+    Refuses,
+    /// It asks to come back later with three mails of ten.
+    Throttles,
+}
+
+impl Mood {
+    const ALL: [Self; 4] = [Self::Takes, Self::Hangs, Self::Refuses, Self::Throttles];
+}
+
 /// A running sink; it ends with the process.
 pub struct Sink {
     /// Where it listens.
@@ -29,10 +48,44 @@ pub struct Sink {
 }
 
 struct Counts {
-    began: Instant,
+    mood: AtomicU8,
+    attempts: AtomicU64,
     mails: AtomicU64,
+    latencies: Latencies,
+}
+
+/// Times from when notifications were due, as [`due_text`] says, to now.
+pub struct Latencies {
+    began: Instant,
     /// By group.
-    latency_us: std::sync::Mutex<BTreeMap<usize, Histogram<u64>>>,
+    by_group_us: std::sync::Mutex<BTreeMap<usize, Histogram<u64>>>,
+}
+
+impl Latencies {
+    /// None yet. Times in texts count from `began`.
+    pub fn new(began: Instant) -> Self {
+        Self { began, by_group_us: std::sync::Mutex::default() }
+    }
+
+    /// The times of a group, in microseconds.
+    pub fn of(&self, group: usize) -> anyhow::Result<Histogram<u64>> {
+        // The lock is held for counting only, so it cannot be poisoned by a panic.
+        let groups = self.by_group_us.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        groups.get(&group).cloned().map_or_else(times_us, Ok)
+    }
+
+    /// Notes that a text has come, if it says when it was due.
+    pub fn note(&self, text: &str, now: Instant) {
+        let Some((group, due_us)) = group_and_due_us(text) else { return };
+        let latency = (now.duration_since(self.began).as_micros() as u64).saturating_sub(due_us);
+        let mut groups = self.by_group_us.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let std::collections::btree_map::Entry::Vacant(new) = groups.entry(group)
+            && let Ok(times) = times_us()
+        {
+            new.insert(times);
+        }
+        groups.entry(group).and_modify(|times| times.saturating_record(latency));
+    }
 }
 
 impl Sink {
@@ -40,7 +93,12 @@ impl Sink {
     pub async fn start(began: Instant) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let counts = Arc::new(Counts { began, mails: AtomicU64::new(0), latency_us: std::sync::Mutex::default() });
+        let counts = Arc::new(Counts {
+            mood: AtomicU8::new(Mood::Takes as u8),
+            attempts: AtomicU64::new(0),
+            mails: AtomicU64::new(0),
+            latencies: Latencies::new(began),
+        });
         let shared = counts.clone();
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
@@ -55,11 +113,19 @@ impl Sink {
         self.counts.mails.load(Relaxed)
     }
 
+    /// Mails received, taken or not.
+    pub fn attempts(&self) -> u64 {
+        self.counts.attempts.load(Relaxed)
+    }
+
+    /// Behaves so from now on.
+    pub fn is_now(&self, mood: Mood) {
+        self.counts.mood.store(mood as u8, Relaxed);
+    }
+
     /// The times from what [`due_text`] noted for a group to the receipt of its mails, in microseconds.
     pub fn latency_us(&self, group: usize) -> anyhow::Result<Histogram<u64>> {
-        // The lock is held for counting only, so it cannot be poisoned by a panic.
-        let groups = self.counts.latency_us.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        groups.get(&group).cloned().map_or_else(times_us, Ok)
+        self.counts.latencies.of(group)
     }
 }
 
@@ -68,47 +134,56 @@ pub fn due_text(group: usize, due_us: u64) -> String {
     format!("News of {group} due at {due_us}")
 }
 
-fn group_and_due_us(mail: &[u8]) -> Option<(usize, u64)> {
-    let head = std::str::from_utf8(mail.get(..mail.len().min(4_096))?).ok()?;
-    let subject = head.lines().find_map(|line| line.strip_prefix("Subject: "))?;
-    let (group, due_us) = subject.strip_prefix("News of ")?.split_once(" due at ")?;
-    Some((group.parse().ok()?, due_us.trim().parse().ok()?))
+fn group_and_due_us(text: &str) -> Option<(usize, u64)> {
+    let (_, said) = text.split_once("News of ")?;
+    let (group, due_us) = said.split_once(" due at ")?;
+    let digits = due_us.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(due_us.len());
+    Some((group.parse().ok()?, due_us[..digits].parse().ok()?))
 }
 
 impl Counts {
-    /// Takes one mail.
-    fn take(&self, mail: &[u8], now: Instant) {
-        self.mails.fetch_add(1, Relaxed);
-        if let Some((group, due_us)) = group_and_due_us(mail) {
-            let latency = (now.duration_since(self.began).as_micros() as u64).saturating_sub(due_us);
-            let mut groups = self.latency_us.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if let std::collections::btree_map::Entry::Vacant(new) = groups.entry(group)
-                && let Ok(times) = times_us()
-            {
-                new.insert(times);
-            }
-            groups.entry(group).and_modify(|times| times.saturating_record(latency));
+    fn mood(&self) -> Mood {
+        Mood::ALL[usize::from(self.mood.load(Relaxed)) % Mood::ALL.len()]
+    }
+
+    /// Takes one mail, or not. Returns what else is answered than that it was taken.
+    fn take(&self, mail: &[u8], now: Instant) -> Option<&'static str> {
+        let attempt = self.attempts.fetch_add(1, Relaxed);
+        match self.mood() {
+            Mood::Hangs => return Some(""),
+            Mood::Throttles if attempt % 10 < 3 => return Some("451 4.7.1 slow down\r\n"),
+            _ => {}
         }
+        self.mails.fetch_add(1, Relaxed);
+        self.latencies.note(&String::from_utf8_lossy(&mail[..mail.len().min(4_096)]), now);
+        None
     }
 }
 
 async fn serve(mut socket: TcpStream, counts: Arc<Counts>) -> std::io::Result<()> {
+    if counts.mood() == Mood::Refuses {
+        return Ok(());
+    }
     socket.set_nodelay(true)?;
     socket.write_all(b"220 sink\r\n").await?;
     let (mut input, mut output) = (Vec::with_capacity(READ_BYTES), Vec::new());
-    let mut in_data = false;
+    let (mut in_data, mut silent) = (false, false);
     while socket.read_buf(&mut input).await? > 0 {
         let (now, mut used) = (Instant::now(), 0);
         while let Some(step) = step(&input[used..], in_data) {
-            if let Some(mail) = step.mail {
-                counts.take(mail, now);
-            }
-            output.extend_from_slice(step.answer.as_bytes());
+            let refused = step.mail.and_then(|mail| counts.take(mail, now));
+            silent |= refused == Some("");
+            output.extend_from_slice(refused.unwrap_or(step.answer).as_bytes());
             used += step.used;
             in_data = step.in_data;
         }
         input.drain(..used);
-        socket.write_all(&output).await?;
+        if counts.mood() == Mood::Refuses {
+            return Ok(());
+        }
+        if !silent {
+            socket.write_all(&output).await?;
+        }
         output.clear();
     }
     Ok(())
@@ -170,7 +245,8 @@ mod tests {
     #[test]
     fn the_subject_says_when_a_mail_was_due() {
         let mail = format!("From: a@x\r\nSubject: {}\r\n\r\nText", due_text(7, 1_234));
-        assert_eq!(group_and_due_us(mail.as_bytes()), Some((7, 1_234)));
-        assert_eq!(group_and_due_us(b"Subject: News\r\n\r\n"), None);
+        assert_eq!(group_and_due_us(&mail), Some((7, 1_234)));
+        assert_eq!(group_and_due_us(&format!("{{\"title\":\"{}\"}}", due_text(1, 9))), Some((1, 9)));
+        assert_eq!(group_and_due_us("Subject: News\r\n\r\n"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Live clients: a WebSocket for each user, which counts the items that arrive.
+//! Live clients: a WebSocket for each user, which counts the items that arrive and notes when they do.
 
 use std::{
     net::SocketAddr,
@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Instant,
 };
 
 use anyhow::Context;
@@ -16,33 +17,43 @@ use tokio_tungstenite::{
     tungstenite::{Message, client::IntoClientRequest},
 };
 
-use crate::world::World;
+use crate::{sink::Latencies, world::World};
 
 /// Handshakes under way at once.
 const HANDSHAKES: usize = 32;
 
 /// Open sockets; they end with the process.
 pub struct Sockets {
-    items: Arc<AtomicU64>,
+    seen: Arc<Seen>,
+}
+
+struct Seen {
+    items: AtomicU64,
+    latencies: Latencies,
 }
 
 impl Sockets {
-    /// Opens one for each user.
-    pub async fn open(address: SocketAddr, world: &World) -> anyhow::Result<Self> {
-        let items = Arc::new(AtomicU64::new(0));
+    /// Opens one for each user. Times in texts count from `began`.
+    pub async fn open(address: SocketAddr, world: &World, began: Instant) -> anyhow::Result<Self> {
+        let seen = Arc::new(Seen { items: AtomicU64::new(0), latencies: Latencies::new(began) });
         let feeds = world.tenants.iter().flat_map(|tenant| tenant.users.iter().map(|user| (&tenant.api.key, user)));
         let sockets = stream::iter(feeds).map(|(key, user)| open(address, key, user)).buffer_unordered(HANDSHAKES);
         let count = |socket| {
-            tokio::spawn(count(socket, items.clone()));
+            tokio::spawn(count(socket, seen.clone()));
             futures::future::ready(Ok(()))
         };
         sockets.try_for_each(count).await?;
-        Ok(Self { items })
+        Ok(Self { seen })
     }
 
     /// Items that have arrived.
     pub fn items(&self) -> u64 {
-        self.items.load(Relaxed)
+        self.seen.items.load(Relaxed)
+    }
+
+    /// The times of what arrived for a group, in microseconds.
+    pub fn latencies(&self) -> &Latencies {
+        &self.seen.latencies
     }
 }
 
@@ -54,10 +65,11 @@ async fn open(address: SocketAddr, key: &str, user: &str) -> anyhow::Result<WebS
     Ok(socket)
 }
 
-async fn count(mut socket: WebSocketStream<TcpStream>, items: Arc<AtomicU64>) {
+async fn count(mut socket: WebSocketStream<TcpStream>, seen: Arc<Seen>) {
     while let Some(Ok(message)) = socket.next().await {
-        if matches!(message, Message::Text(_)) {
-            items.fetch_add(1, Relaxed);
+        if let Message::Text(text) = message {
+            seen.items.fetch_add(1, Relaxed);
+            seen.latencies.note(&text, Instant::now());
         }
     }
 }

@@ -60,25 +60,30 @@ impl Proof {
     }
 
     fn add(&mut self, id: NotificationId, channel: Channel, totals: &ChannelTotals) {
-        // Books that are wrong may say anything; the proof must come to its end and tell.
-        let suppressed = totals.suppressed.values().copied().fold(0, u64::saturating_add);
-        self.accepted += totals.created.count;
-        *self.accepted_by_channel.entry(herald_core::ids::channel_name(channel)).or_default() += totals.created.count;
-        self.delivered += totals.delivered;
-        self.failed += totals.failed;
-        self.dead += totals.dead;
+        let by_channel = self.accepted_by_channel.entry(herald_core::ids::channel_name(channel)).or_default();
+        add(by_channel, totals.created.count);
+        add(&mut self.accepted, totals.created.count);
+        add(&mut self.delivered, totals.delivered);
+        add(&mut self.failed, totals.failed);
+        add(&mut self.dead, totals.dead);
+        // The states must add up to what ended, too.
+        let mut states = 0;
+        [totals.delivered, totals.failed, totals.dead].into_iter().for_each(|count| add(&mut states, count));
         for (reason, count) in &totals.suppressed {
-            let sum = self.suppressed.entry(reason.clone()).or_default();
-            *sum = sum.saturating_add(*count);
+            add(self.suppressed.entry(reason.clone()).or_default(), *count);
+            add(&mut states, *count);
         }
         self.unconfirmed += u64::from(totals.unconfirmed != Tally::default());
-        // The states must add up to what ended, too.
-        let states =
-            [totals.delivered, suppressed, totals.failed, totals.dead].into_iter().fold(0, u64::saturating_add);
         if !totals.balanced() || states != totals.ended.count {
             self.unbalanced.push(Unbalanced { id, channel, created: totals.created, ended: totals.ended });
         }
     }
+}
+
+/// Books that are wrong may say anything, such as less than nothing; the proof must come to its end and tell. It does not
+/// wrap as tallies do, or two wrongs would make a right.
+fn add(sum: &mut u64, count: u64) {
+    *sum = sum.saturating_add(count);
 }
 
 /// Reads the books of these notifications and adds them up.
@@ -99,4 +104,21 @@ pub async fn prove(ledger: &dyn Ledger, ids: &[NotificationId]) -> Result<Proof,
         }
     }
     Ok(proof)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn books_from_which_too_much_was_taken_back_do_not_hold() {
+        let mut proof = Proof::default();
+        let less_than_nothing = Tally { count: u64::MAX, hash_sum: 1 };
+        for _ in 0..2 {
+            let suppressed = [("cancelled".to_owned(), u64::MAX)].into();
+            let totals = ChannelTotals { created: less_than_nothing, suppressed, delivered: 5, ..Default::default() };
+            proof.add(NotificationId([1; 16]), Channel::Email, &totals);
+        }
+        assert!(!proof.holds() && proof.unbalanced.len() == 2, "{proof:?}");
+    }
 }

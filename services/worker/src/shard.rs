@@ -28,8 +28,10 @@ use crate::{
     steering::CancelAcks,
 };
 
-/// What a tenant may send on a channel before the next one's turn, in instances.
-const QUANTUM: u64 = 256;
+/// What a tenant may send on a channel before the next one's turn, in instances. Shards take turns section by section, so a
+/// newcomer waits for as many of each of the others in every shard: with sections of two or three, 8 shards and 256, for
+/// 2,048 of a spike. What is served together is gathered over tenants, so a small one costs next to nothing.
+const QUANTUM: u64 = 32;
 
 /// Sections that wait in one lane.
 #[derive(Default)]

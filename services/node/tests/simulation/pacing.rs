@@ -304,6 +304,30 @@ fn a_tenant_at_a_hundred_times_its_share_does_not_starve_a_small_one() {
     });
 }
 
+/// A newcomer waits for what is in the provider's hands and for a turn of the spike in each shard, not for its queue.
+#[test]
+fn a_small_tenant_waits_for_few_messages_of_a_spike() {
+    run(async || {
+        let mut node = Node::start(2, 50, Vec::new()).await;
+        node.send_to_all(0, 200).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let before = node.attempts();
+        node.send_to_all(1, 1).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let seen = node.provider.seen.lock().unwrap();
+        let since = &seen.attempts[before..];
+        let last = since.iter().rposition(|(_, tenant)| tenant == "t1").unwrap();
+        let of_spike = since[..last].iter().filter(|(_, tenant)| tenant == "t0").count();
+        assert_eq!(last + 1 - of_spike, 50, "all of the small tenant's are sent");
+        assert!(
+            before > 1_000 && since.len() > last + 1_000,
+            "the spike goes on: {before} before, {} since",
+            since.len()
+        );
+        assert!(of_spike < 400, "{of_spike} of the spike came between");
+    });
+}
+
 #[test]
 fn a_limit_without_a_channel_paces_expansion_too() {
     run(async || {

@@ -229,21 +229,18 @@ mod tests {
 
     #[test]
     fn a_limit_that_is_raised_or_gone_was_lifted() {
-        let with = |limits: &[Limit]| {
+        let with = |limits: &[&Limit]| {
             let mut all = Limits::default();
-            limits.iter().for_each(|limit| all.insert(limit.clone()));
+            limits.iter().for_each(|limit| all.insert((*limit).clone()));
             all
         };
         let (small, large) = (limit(["acme", "", "", ""], 1.0), limit(["acme", "", "", ""], 2.0));
         let other = limit(["other", "", "", ""], 1.0);
-        let before = with(&[small.clone(), other.clone()]);
-        assert!(
-            with(&[large.clone(), other.clone()]).loosened_since(&before)
-                && with(&[other.clone()]).loosened_since(&before)
-        );
-        assert!(!before.loosened_since(&before) && !before.loosened_since(&with(&[large, other.clone()])));
-        assert!(!before.loosened_since(&with(&[other])), "one that is new lifts nothing");
-        assert!(!with(&[small]).loosened_since(&Limits::default()));
+        let before = with(&[&small, &other]);
+        assert!(with(&[&large, &other]).loosened_since(&before) && with(&[&other]).loosened_since(&before));
+        assert!(!before.loosened_since(&before) && !before.loosened_since(&with(&[&large, &other])));
+        assert!(!before.loosened_since(&with(&[&other])), "one that is new lifts nothing");
+        assert!(!with(&[&small]).loosened_since(&Limits::default()));
     }
 
     #[test]

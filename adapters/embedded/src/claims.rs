@@ -8,7 +8,7 @@ use herald_core::{
     ids::NotificationId,
     ports::{
         StoreError,
-        claims::{ClaimReply, ClaimRequest, Claims},
+        claims::{ClaimRequest, Claims, ROUND_TRIP_BITS, era},
     },
     record::Claim,
 };
@@ -83,6 +83,11 @@ impl Shard {
     }
 }
 
+/// Nobody outside of this process knows its eras, so they can be counted.
+fn next_era(sequence: u64) -> u64 {
+    (era(sequence) + 1) << ROUND_TRIP_BITS
+}
+
 impl MemoryClaims {
     /// Knows nothing.
     pub fn new() -> Self {
@@ -102,9 +107,18 @@ impl MemoryClaims {
 
 #[async_trait]
 impl Claims for MemoryClaims {
-    async fn apply(&self, shard: u32, requests: &[ClaimRequest], now_ms: u64) -> Result<ClaimReply, StoreError> {
+    async fn apply(
+        &self,
+        shard: u32,
+        sequence: u64,
+        requests: &[ClaimRequest],
+        now_ms: u64,
+    ) -> Result<Option<Vec<NotificationId>>, StoreError> {
         let mut shards = self.shards.lock();
         let shard = shards.entry(shard).or_default();
+        if shard.sequence != sequence {
+            return Ok(None);
+        }
         let mut holders = Vec::with_capacity(requests.len());
         for request in requests {
             holders.push(match *request {
@@ -117,15 +131,22 @@ impl Claims for MemoryClaims {
         }
         shard.purge(now_ms, requests.len() * PURGE_PER_REQUEST + PURGE_MORE);
         shard.sequence += 1;
-        Ok(ClaimReply { sequence: shard.sequence, holders })
+        Ok(Some(holders))
     }
 
     async fn sequence(&self, shard: u32) -> Result<u64, StoreError> {
         Ok(self.shards.lock().get(&shard).map_or(0, |shard| shard.sequence))
     }
 
-    async fn load(&self, shard: u32, claims: Vec<Claim>, sequence: u64) -> Result<(), StoreError> {
-        let mut loaded = Shard { sequence, ..Shard::default() };
+    async fn adopt(&self, shard: u32, sequence: u64) -> Result<Option<u64>, StoreError> {
+        let mut shards = self.shards.lock();
+        let Some(shard) = shards.get_mut(&shard).filter(|shard| shard.sequence == sequence) else { return Ok(None) };
+        shard.sequence = next_era(sequence);
+        Ok(Some(shard.sequence))
+    }
+
+    async fn load(&self, shard: u32, claims: Vec<Claim>, _: u64) -> Result<u64, StoreError> {
+        let mut loaded = Shard::default();
         for claim in claims {
             let damaged = || StoreError::Damaged("a claim whose key or owner is not 16 bytes".into());
             let key = claim.key[..].try_into().map_err(|_| damaged())?;
@@ -135,7 +156,10 @@ impl Claims for MemoryClaims {
                 false => loaded.hold(key, Held { owner, expires_ms: claim.expires_ms }),
             }
         }
-        self.shards.lock().insert(shard, loaded);
-        Ok(())
+        let mut shards = self.shards.lock();
+        loaded.sequence = next_era(shards.get(&shard).map_or(0, |shard| shard.sequence));
+        let sequence = loaded.sequence;
+        shards.insert(shard, loaded);
+        Ok(sequence)
     }
 }

@@ -7,7 +7,7 @@ use herald_core::{
     ids::NotificationId,
     ports::{
         StoreError,
-        claims::{ClaimReply, ClaimRequest, Claims},
+        claims::{ClaimRequest, Claims, era},
         log::{Log, LogError, partition},
     },
     record::{Claim, ClaimBatch, ClaimRun},
@@ -21,12 +21,15 @@ const LOAD_RECORDS: usize = 1_000;
 pub(crate) struct ShardClaims {
     shard: u32,
     cache: Arc<dyn Claims>,
+    /// What the cache's is, if nobody else changed it.
     sequence: u64,
     /// Won and released since the last commit, in order.
     changed: Vec<Run>,
+    /// To be given back once that is committed: until then a successor reads that they are held.
+    releasing: Vec<ClaimRequest>,
     /// To be given back with the next round trip.
     releases: Vec<ClaimRequest>,
-    /// Whether the cache is known to hold what the topic holds.
+    /// Whether the cache held what the topic holds when the shard was taken over.
     loaded: bool,
 }
 
@@ -60,19 +63,29 @@ pub(crate) enum ClaimError {
 impl ShardClaims {
     /// Claims of a shard that was taken over. What is on the topic is loaded before the first claim is taken.
     pub(crate) fn new(shard: u32, cache: Arc<dyn Claims>) -> Self {
-        Self { shard, cache, sequence: 0, changed: Vec::new(), releases: Vec::new(), loaded: false }
+        Self {
+            shard,
+            cache,
+            sequence: 0,
+            changed: Vec::new(),
+            releasing: Vec::new(),
+            releases: Vec::new(),
+            loaded: false,
+        }
     }
 
-    /// Loads what is on the topic unless the cache has it all.
+    /// Loads what is on the topic unless the cache has it all: it is of the era that was last committed, and not behind.
+    /// Any other was loaded by somebody who may not have known what was committed since.
     async fn take_over(&mut self, log: &dyn Log, now_ms: u64) -> Result<(), ClaimError> {
-        let (held, sequence) = self.read_topic(log, now_ms).await?;
+        let (held, committed) = self.read_topic(log, now_ms).await?;
         let cached = self.cache.sequence(self.shard).await?;
-        if cached < sequence || cached == 0 {
-            self.cache.load(self.shard, held.into_values().collect(), sequence).await?;
-            self.sequence = sequence;
-        } else {
-            self.sequence = cached;
-        }
+        let knows_all = cached >= committed && era(cached) == era(committed) && cached > 0;
+        // A new era ends what the owner before could still do.
+        let adopted = if knows_all { self.cache.adopt(self.shard, cached).await? } else { None };
+        self.sequence = match adopted {
+            Some(sequence) => sequence,
+            None => self.cache.load(self.shard, held.into_values().collect(), now_ms).await?,
+        };
         self.loaded = true;
         Ok(())
     }
@@ -90,8 +103,10 @@ impl ShardClaims {
             for record in records {
                 let batch = ClaimBatch::decode(record.body)
                     .map_err(|e| LogError::Damaged(format!("{at}, offset {}: {e}", record.offset)))?;
-                // A batch of releases alone may be older than the cache's last round trip.
-                sequence = sequence.max(batch.sequence);
+                // Releases of somebody who never asked the cache have none.
+                if batch.sequence > 0 {
+                    sequence = batch.sequence;
+                }
                 batch.claims.into_iter().for_each(|claim| apply(&mut held, claim, now_ms));
                 batch.runs.iter().flat_map(claims_of).for_each(|claim| apply(&mut held, claim, now_ms));
             }
@@ -114,20 +129,22 @@ impl ShardClaims {
         let mut requests = std::mem::take(&mut self.releases);
         let released = requests.len();
         requests.extend_from_slice(takes);
-        let mut reply = match self.round_trip(&requests, log, now_ms).await {
-            Ok(reply) => reply,
+        let mut holders = match self.round_trip(&requests, log, now_ms).await {
+            Ok(holders) => holders,
             Err(error) => {
                 requests.truncate(released);
                 self.releases = requests;
                 return Err(error);
             }
         };
-        let holders = reply.holders.split_off(released);
+        let holders = holders.split_off(released);
         for (request, holder) in takes.iter().zip(&holders) {
             if let ClaimRequest::Take { key, owner, expires_ms } = request
                 && holder == owner
             {
                 self.note(*key, *owner, *expires_ms, false);
+                // What was to be given back is wanted again.
+                self.releasing.retain(|release| *release != ClaimRequest::Release { key: *key, owner: *owner });
             }
         }
         Ok(holders)
@@ -136,7 +153,7 @@ impl ShardClaims {
     /// Gives a key back: an instance that ends undelivered does not keep others from being sent.
     pub(crate) fn release(&mut self, key: [u8; 16], owner: NotificationId) {
         self.note(key, owner, 0, true);
-        self.releases.push(ClaimRequest::Release { key, owner });
+        self.releasing.push(ClaimRequest::Release { key, owner });
     }
 
     /// Remembers a change for the next commit.
@@ -154,32 +171,28 @@ impl ShardClaims {
         requests: &[ClaimRequest],
         log: &dyn Log,
         now_ms: u64,
-    ) -> Result<ClaimReply, ClaimError> {
-        let reply = self.cache.apply(self.shard, requests, now_ms).await?;
-        if reply.sequence == self.sequence + 1 {
-            self.sequence = reply.sequence;
-            return Ok(reply);
+    ) -> Result<Vec<NotificationId>, ClaimError> {
+        if let Some(holders) = self.cache.apply(self.shard, self.sequence, requests, now_ms).await? {
+            self.sequence += 1;
+            return Ok(holders);
         }
         // The cache lost data, or there is another writer: what is on the topic and what this commit will add hold.
-        tracing::warn!(
-            shard = self.shard,
-            expected = self.sequence + 1,
-            found = reply.sequence,
-            "claims are loaded again"
-        );
-        let (mut held, sequence) = self.read_topic(log, now_ms).await?;
+        tracing::warn!(shard = self.shard, "claims are loaded again");
+        let (mut held, _) = self.read_topic(log, now_ms).await?;
         for run in self.changed.iter().cloned() {
             claims_of(&run.record()).for_each(|claim| apply(&mut held, claim, now_ms));
         }
-        let base = sequence.max(self.sequence).max(reply.sequence);
-        self.cache.load(self.shard, held.into_values().collect(), base).await?;
-        let reply = self.cache.apply(self.shard, requests, now_ms).await?;
-        self.sequence = reply.sequence;
-        Ok(reply)
+        self.sequence = self.cache.load(self.shard, held.into_values().collect(), now_ms).await?;
+        let Some(holders) = self.cache.apply(self.shard, self.sequence, requests, now_ms).await? else {
+            return Err(StoreError::Unavailable("another worker changes the shard's claims".into()).into());
+        };
+        self.sequence += 1;
+        Ok(holders)
     }
 
-    /// What the next commit tells the topic.
+    /// What the next commit tells the topic. Nothing is asked for before its end, and the shard is dropped if it fails.
     pub(crate) fn take_batch(&mut self) -> Option<ClaimBatch> {
+        self.releases.append(&mut self.releasing);
         let runs: Vec<ClaimRun> = std::mem::take(&mut self.changed).into_iter().map(Run::record).collect();
         (!runs.is_empty()).then_some(ClaimBatch { sequence: self.sequence, claims: Vec::new(), runs })
     }
@@ -213,26 +226,4 @@ fn apply(held: &mut Held, claim: Claim, now_ms: u64) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn claim(key: u8, owner: u8, released: bool) -> Claim {
-        Claim { key: vec![key; 16].into(), owner: vec![owner; 16].into(), expires_ms: 100, released }
-    }
-
-    #[test]
-    fn a_run_is_its_claims_one_by_one() {
-        let keys = [[1u8; 16], [2; 16]].concat();
-        let run = Run { owner: NotificationId([1; 16]), expires_ms: 100, released: false, keys };
-        assert_eq!(claims_of(&run.record()).collect::<Vec<_>>(), [claim(1, 1, false), claim(2, 1, false)]);
-    }
-
-    #[test]
-    fn only_the_holder_of_a_key_releases_it() {
-        let mut held = Held::new();
-        for change in [claim(1, 1, false), claim(1, 2, true), claim(2, 1, false), claim(2, 1, true)] {
-            apply(&mut held, change, 50);
-        }
-        assert_eq!(held.into_values().collect::<Vec<_>>(), [claim(1, 1, false)]);
-    }
-}
+mod tests;

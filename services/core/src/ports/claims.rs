@@ -26,25 +26,48 @@ pub enum ClaimRequest {
     },
 }
 
-/// What a round trip said.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClaimReply {
-    /// The shard's sequence after this round trip. Unless it is one more than after the last, the cache lost data or
-    /// there is another writer: the shard's claims must be loaded again.
-    pub sequence: u64,
-    /// Who holds the key now, for each `Take`, in order; for `Release` the owner that was asked about.
-    pub holders: Vec<NotificationId>,
+impl ClaimRequest {
+    /// Who asks.
+    pub fn owner(&self) -> NotificationId {
+        match self {
+            Self::Take { owner, .. } | Self::Release { owner, .. } => *owner,
+        }
+    }
+}
+
+/// Round trips of an era are counted in so many bits of a sequence.
+pub const ROUND_TRIP_BITS: u32 = 32;
+
+/// Which owner's a sequence is.
+pub fn era(sequence: u64) -> u64 {
+    sequence >> ROUND_TRIP_BITS
 }
 
 /// A cache of the `claims` topic.
+///
+/// A shard's claims have a sequence, whose upper half is the [`era`] of the owner, and only who knows it can change them. So
+/// one owner at a time does: a worker that lost the shard and does not know it yet can neither take nor give back, and an
+/// owner whose cache lost data is told.
 #[async_trait]
 pub trait Claims: Send + Sync + 'static {
-    /// Takes and releases keys of a shard in one round trip, and increments the shard's sequence.
-    async fn apply(&self, shard: u32, requests: &[ClaimRequest], now_ms: u64) -> Result<ClaimReply, StoreError>;
+    /// Takes and releases keys of a shard in one round trip and raises its sequence by one. Answers who holds each key now,
+    /// in order; for a `Release` the owner that was asked about. `None`, and nothing was done, if the shard's sequence is
+    /// not `sequence`: the cache lost data, or there is another writer.
+    async fn apply(
+        &self,
+        shard: u32,
+        sequence: u64,
+        requests: &[ClaimRequest],
+        now_ms: u64,
+    ) -> Result<Option<Vec<NotificationId>>, StoreError>;
 
-    /// The shard's sequence; 0 where the cache knows nothing.
+    /// The shard's sequence; 0 where the cache knows nothing, or was left in the middle of [`Claims::load`].
     async fn sequence(&self, shard: u32) -> Result<u64, StoreError>;
 
-    /// Replaces what the cache holds of a shard with what is on the topic, and sets the sequence.
-    async fn load(&self, shard: u32, claims: Vec<Claim>, sequence: u64) -> Result<(), StoreError>;
+    /// Begins an era with what the cache holds: its first sequence, which is returned, is one that the shard never had, so
+    /// nobody else knows it. `None`, and nothing was done, if the shard's sequence is not `sequence`.
+    async fn adopt(&self, shard: u32, sequence: u64) -> Result<Option<u64>, StoreError>;
+
+    /// Replaces what the cache holds of a shard with what is on the topic, and begins an era.
+    async fn load(&self, shard: u32, claims: Vec<Claim>, now_ms: u64) -> Result<u64, StoreError>;
 }

@@ -16,7 +16,7 @@ use herald_core::{
         StoreError,
         admissions::{Admission, Admissions, PlaceNote},
         budgets::Budgets,
-        claims::{ClaimReply, ClaimRequest, Claims},
+        claims::{ClaimRequest, Claims},
         directory::{AudienceKey, AudiencePage, Changed, Directory, Membership, PersonChange},
         erasures::{Erasure, Erasures},
         inbox::{Counts, EventId, Inbox, Item, MarkAs, StateFilter, Which},
@@ -456,25 +456,31 @@ impl Inbox for Faulty<dyn Inbox> {
 
 #[async_trait]
 impl Claims for Faulty<dyn Claims> {
-    async fn apply(&self, shard: u32, requests: &[ClaimRequest], now_ms: u64) -> Result<ClaimReply, StoreError> {
+    async fn apply(
+        &self,
+        shard: u32,
+        sequence: u64,
+        requests: &[ClaimRequest],
+        now_ms: u64,
+    ) -> Result<Option<Vec<NotificationId>>, StoreError> {
         self.faults.store().await?;
-        let mut reply = self.inner.apply(shard, requests, now_ms).await?;
-        if self.faults.mutant == Mutant::ClaimSkipped {
-            for (request, holder) in requests.iter().zip(&mut reply.holders) {
-                if let ClaimRequest::Take { owner, .. } = request {
-                    *holder = *owner;
-                }
-            }
-        }
-        Ok(reply)
+        let holders = self.inner.apply(shard, sequence, requests, now_ms).await?;
+        Ok(match self.faults.mutant {
+            Mutant::ClaimSkipped => holders.map(|_| requests.iter().map(ClaimRequest::owner).collect()),
+            _ => holders,
+        })
     }
 
     async fn sequence(&self, shard: u32) -> Result<u64, StoreError> {
         self.inner.sequence(shard).await
     }
 
-    async fn load(&self, shard: u32, claims: Vec<Claim>, sequence: u64) -> Result<(), StoreError> {
-        self.inner.load(shard, claims, sequence).await
+    async fn adopt(&self, shard: u32, sequence: u64) -> Result<Option<u64>, StoreError> {
+        self.inner.adopt(shard, sequence).await
+    }
+
+    async fn load(&self, shard: u32, claims: Vec<Claim>, now_ms: u64) -> Result<u64, StoreError> {
+        self.inner.load(shard, claims, now_ms).await
     }
 }
 

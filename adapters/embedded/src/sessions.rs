@@ -132,6 +132,8 @@ mod tests {
         fn frame(&self, _: &Item) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
+
+        fn gap(&self) {}
     }
 
     fn frame(tenant: &str, user: &str) -> Frame {

@@ -56,6 +56,11 @@ impl Quota {
         Self { micros_per_s, burst: (self.burst / by).max(1) }
     }
 
+    /// Millionths of a token a second.
+    pub fn micros_per_s(self) -> u64 {
+        self.micros_per_s
+    }
+
     /// What a full bucket holds.
     pub fn capacity(self) -> u64 {
         if self.micros_per_s == 0 { 0 } else { self.burst }
@@ -92,6 +97,11 @@ impl Bucket {
     /// A full bucket.
     pub fn full(quota: Quota, now_ms: u64) -> Self {
         Self { quota, nanos: u128::from(quota.capacity()) * NANOS, at_ms: now_ms }
+    }
+
+    /// One that was kept elsewhere, with so many tokens and billionths of a token.
+    pub fn holding(quota: Quota, tokens: u64, nanos: u64, now_ms: u64) -> Self {
+        Self { quota, nanos: u128::from(tokens) * NANOS + u128::from(nanos), at_ms: now_ms }
     }
 
     /// Fills it up to `now_ms`. Another quota than before holds from now on. A clock that was set back costs nothing but

@@ -39,6 +39,9 @@ pub trait Sessions: Send + Sync + 'static {
 pub trait Inlet: Send + Sync {
     /// Takes a frame, or drops it and remembers that there is a gap.
     fn frame(&self, item: &Item);
+
+    /// Frames may have been lost on their way: what is missing is in the inbox.
+    fn gap(&self);
 }
 
 /// Ends a registration when dropped.

@@ -87,6 +87,11 @@ impl Inlet for Queue {
             self.filled.notify_one();
         }
     }
+
+    fn gap(&self) {
+        self.state.lock().gap = true;
+        self.filled.notify_one();
+    }
 }
 
 #[cfg(test)]
@@ -127,6 +132,20 @@ mod tests {
             assert!(!queue.take(&mut batch), "a gap is told once");
             assert_eq!(offsets(&batch), [5]);
         }
+    }
+
+    #[test]
+    fn a_gap_wakes_and_is_told_after_what_came_before_it() {
+        let queue = Queue::new("u".into(), 8, 1 << 20);
+        let mut batch = Vec::new();
+        queue.gap();
+        assert!(queue.filled().now_or_never().is_some(), "nothing is queued, and there is something to do");
+        assert!(queue.take(&mut batch) && batch.is_empty());
+        queue.frame(&item(1, ""));
+        queue.gap();
+        queue.frame(&item(2, ""));
+        assert!(queue.take(&mut batch));
+        assert_eq!(offsets(&batch), [1]);
     }
 
     #[test]

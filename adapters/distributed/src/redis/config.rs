@@ -1,0 +1,150 @@
+//! How a Redis is reached.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use redis::{
+    Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, TlsCertificates,
+    cluster::{ClusterClient, ClusterClientBuilder},
+    io::tcp::TcpSettings,
+};
+use serde::{Deserialize, Serialize};
+
+/// How a server is used. Where it is says a URL: `redis://[user@]host:port[/database]`, with TLS `rediss://...`; for Redis
+/// Cluster `redis+cluster://host:port,...` or `rediss+cluster://...`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RedisConfig {
+    /// What all keys begin with, so that installations can share a server.
+    pub prefix: String,
+    /// A file that holds the password; empty for none.
+    pub password_file: String,
+    /// A PEM file with the authorities that the server's certificate is checked against; empty for the system's.
+    pub ca_file: String,
+    /// How long one round trip may take, the connection included.
+    pub timeout_ms: u64,
+}
+
+impl Default for RedisConfig {
+    fn default() -> Self {
+        Self { prefix: "herald".into(), password_file: String::new(), ca_file: String::new(), timeout_ms: 500 }
+    }
+}
+
+/// Clients that have not connected yet.
+pub(super) struct Clients {
+    /// One for each address that was named.
+    pub(super) nodes: Vec<Client>,
+    /// For a cluster.
+    pub(super) cluster: Option<ClusterClient>,
+}
+
+impl RedisConfig {
+    pub(super) fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms.max(1))
+    }
+
+    pub(super) fn clients(&self, url: &str) -> anyhow::Result<Clients> {
+        let (scheme, rest) = url.split_once("://").with_context(|| format!("{url:?} is not the URL of a Redis"))?;
+        let (tls, cluster) = match scheme {
+            "redis" => (false, false),
+            "rediss" => (true, false),
+            "redis+cluster" => (false, true),
+            "rediss+cluster" => (true, true),
+            other => anyhow::bail!(
+                "{other}:// is not known; a Redis is redis://, rediss://, redis+cluster:// or rediss+cluster://"
+            ),
+        };
+        let certificates = TlsCertificates { client_tls: None, root_cert: self.authorities(url, tls)? };
+        let password = self.password()?;
+        let mut infos: Vec<ConnectionInfo> = Vec::new();
+        // All nodes of a cluster have the user of the first.
+        let (user, hosts) = rest.rsplit_once('@').map_or((None, rest), |(user, hosts)| (Some(user), hosts));
+        let hosts: Vec<&str> = if cluster { hosts.split(',').collect() } else { vec![hosts] };
+        for host in hosts {
+            let user = user.map_or(String::new(), |user| format!("{user}@"));
+            let url = format!("{}://{user}{host}", if tls { "rediss" } else { "redis" });
+            let info = url.into_connection_info().with_context(|| format!("{host:?} is not the address of a Redis"))?;
+            let settings = match &password {
+                Some(password) => info.redis_settings().clone().set_password(password),
+                None => info.redis_settings().clone(),
+            };
+            // A peer that is gone without a word is given up.
+            let tcp = TcpSettings::default().set_user_timeout(self.timeout() * 4);
+            infos.push(info.set_redis_settings(settings).set_tcp_settings(tcp));
+        }
+        let client = |info: &ConnectionInfo| match info.addr() {
+            ConnectionAddr::TcpTls { .. } => Client::build_with_tls(info.clone(), certificates.clone()),
+            _ => Client::open(info.clone()),
+        };
+        let nodes = infos.iter().map(client).collect::<Result<_, _>>().context("a client of Redis cannot be made")?;
+        let cluster = match cluster {
+            false => None,
+            true => {
+                let builder = ClusterClientBuilder::new(infos)
+                    .connection_timeout(self.timeout())
+                    .response_timeout(self.timeout())
+                    .retries(2);
+                let builder = if tls { builder.certs(certificates) } else { builder };
+                Some(builder.build().context("a client of the Redis Cluster cannot be made")?)
+            }
+        };
+        Ok(Clients { nodes, cluster })
+    }
+
+    fn password(&self) -> anyhow::Result<Option<String>> {
+        if self.password_file.is_empty() {
+            return Ok(None);
+        }
+        let text = std::fs::read_to_string(&self.password_file)
+            .with_context(|| format!("the password file {} cannot be read", self.password_file))?;
+        Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
+    }
+
+    fn authorities(&self, url: &str, tls: bool) -> anyhow::Result<Option<Vec<u8>>> {
+        if self.ca_file.is_empty() {
+            return Ok(None);
+        }
+        anyhow::ensure!(tls, "a file of authorities is set, and {url:?} does not speak TLS: use rediss://");
+        std::fs::read(&self.ca_file).map(Some).with_context(|| format!("{} cannot be read", self.ca_file))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(url: &str, config: &RedisConfig) -> String {
+        match config.clients(url) {
+            Ok(_) => panic!("{url} is taken"),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told() {
+        let usual = RedisConfig::default();
+        assert!(told("localhost", &usual).contains("is not the URL of a Redis"));
+        assert!(told("http://localhost", &usual).contains("redis://, rediss://"));
+        let config = RedisConfig { ca_file: "/nowhere.pem".into(), ..usual.clone() };
+        assert!(told("redis://localhost", &config).contains("use rediss://"));
+        let config = RedisConfig { password_file: "/nowhere".into(), ..usual };
+        assert!(told("redis://localhost", &config).contains("/nowhere cannot be read"));
+    }
+
+    #[test]
+    fn a_cluster_has_several_nodes_and_one_user() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("password");
+        std::fs::write(&file, "secret\n").unwrap();
+        let config = RedisConfig { password_file: file.to_str().unwrap().into(), ..RedisConfig::default() };
+        let clients = config.clients("redis+cluster://herald@a:7000,b:7001").unwrap();
+        assert!(clients.cluster.is_some());
+        let settings: Vec<_> = clients.nodes.iter().map(|node| node.get_connection_info().clone()).collect();
+        assert_eq!(settings.iter().map(|info| info.addr().to_string()).collect::<Vec<_>>(), ["a:7000", "b:7001"]);
+        for info in settings {
+            assert_eq!(info.redis_settings().username(), Some("herald"));
+            assert_eq!(info.redis_settings().password(), Some("secret"));
+        }
+    }
+}

@@ -14,6 +14,7 @@ pub mod dead_letters;
 pub mod done_map;
 pub mod fair;
 pub mod ids;
+pub mod latency;
 pub mod leases;
 pub mod limits;
 pub mod outputs;

@@ -68,6 +68,7 @@ pub struct Outputs {
     deliveries: BTreeMap<(TopicPartition, Option<Wait>), OpenBatch>,
     ledger: BTreeMap<u32, (LedgerBatch, usize)>,
     inbox: BTreeMap<u32, OpenInbox>,
+    dead_letters: u64,
 }
 
 impl Outputs {
@@ -81,6 +82,7 @@ impl Outputs {
             deliveries: BTreeMap::new(),
             ledger: BTreeMap::new(),
             inbox: BTreeMap::new(),
+            dead_letters: 0,
         }
     }
 
@@ -195,6 +197,12 @@ impl Outputs {
         let at = TopicPartition { topic: Topic::Dead, partition: 0 };
         let envelope = self.envelope(Schema::DeadLetter, tenant);
         self.record(at, envelope, letter.encode_to_vec().into());
+        self.dead_letters += 1;
+    }
+
+    /// How many dead letters were added.
+    pub fn dead_letters(&self) -> u64 {
+        self.dead_letters
     }
 
     /// Adds any other record.
@@ -205,6 +213,7 @@ impl Outputs {
     /// Adds what other outputs of the same commit gathered.
     pub fn absorb(&mut self, other: Self) {
         self.records.extend(other.records);
+        self.dead_letters += other.dead_letters;
         for ((home, wait), open) in other.deliveries {
             for (section, summary) in open.batch.sections.into_iter().zip(open.summaries) {
                 self.section(home, wait, section, summary);

@@ -175,6 +175,7 @@ impl Reader {
         };
         tracing::error!(at = %record.at, offset = record.offset, cause, "a ledger record cannot be read");
         self.deps.stats.unreadable.fetch_add(1, Relaxed);
+        self.deps.stats.dead_letters.fetch_add(1, Relaxed);
         if let Some(owned) = self.owned.get_mut(&record.at) {
             owned.books.seen(record.offset);
             owned.dead.extend(dead_letter(&record, cause, self.deps.log.identity(), now_ms));

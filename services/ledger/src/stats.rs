@@ -6,9 +6,13 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
-use herald_core::record::{Channel, Receipts, State};
+use herald_core::{
+    latency::{Latency, LatencySnapshot},
+    record::{Channel, Receipts, State},
+};
 
 use crate::reconcile::Stuck;
 
@@ -17,10 +21,6 @@ pub const CHANNELS: [Channel; 4] = [Channel::InApp, Channel::Email, Channel::Pus
 
 /// The states, in the order of the arrays here.
 pub const STATES: [State; 4] = [State::Delivered, State::Suppressed, State::Failed, State::Dead];
-
-/// Upper bounds of the latency buckets, in milliseconds; one more bucket takes what is longer.
-pub const LATENCY_BOUNDS_MS: [u64; 16] =
-    [5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000, 1_800_000, 3_600_000];
 
 /// Counters since the start, and gauges.
 #[derive(Debug, Default)]
@@ -39,6 +39,8 @@ pub struct LedgerStats {
     pub flushes: AtomicU64,
     /// Failed attempts at the log or the store.
     pub retries: AtomicU64,
+    /// Records that could not be read and became dead letters.
+    pub dead_letters: AtomicU64,
     /// Records, or parts of them, that could not be read.
     pub unreadable: AtomicU64,
     /// Receipts that contradict what is final: delivered after the books were closed by a cancel.
@@ -67,21 +69,6 @@ pub struct Check {
 /// Providers that are told apart; more are counted together.
 const MOST_PROVIDERS: usize = 32;
 
-#[derive(Debug, Default)]
-struct Latency {
-    buckets: [AtomicU64; LATENCY_BOUNDS_MS.len() + 1],
-    sum_ms: AtomicU64,
-}
-
-/// Milliseconds from acceptance to the end of instances, as a Prometheus histogram counts them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LatencySnapshot {
-    /// Instances in each bucket, not cumulative; the last is past all bounds.
-    pub buckets: [u64; LATENCY_BOUNDS_MS.len() + 1],
-    /// The sum over all instances.
-    pub sum_ms: u64,
-}
-
 impl LedgerStats {
     /// How many instances of a channel ended in a state.
     pub fn ended(&self, channel: Channel, state: State) -> u64 {
@@ -91,13 +78,9 @@ impl LedgerStats {
         }
     }
 
-    /// The latencies of a channel.
+    /// From acceptance to the end of a channel's instances.
     pub fn latency(&self, channel: Channel) -> LatencySnapshot {
-        let latency = index(&CHANNELS, channel).map(|channel| &self.latency[channel]);
-        LatencySnapshot {
-            buckets: std::array::from_fn(|bucket| latency.map_or(0, |l| l.buckets[bucket].load(Relaxed))),
-            sum_ms: latency.map_or(0, |l| l.sum_ms.load(Relaxed)),
-        }
+        index(&CHANNELS, channel).map(|channel| self.latency[channel].snapshot()).unwrap_or_default()
     }
 
     /// Instances that a provider or a rule of ours ended, by channel, provider and state.
@@ -145,9 +128,7 @@ impl LedgerStats {
             self.count_provider(channel, &receipts.provider, state, count);
         }
         let latency_ms = receipts.ended_ms.saturating_sub(receipts.accepted_ms);
-        let bucket = LATENCY_BOUNDS_MS.partition_point(|bound| *bound < latency_ms);
-        self.latency[channel].buckets[bucket].fetch_add(count, Relaxed);
-        self.latency[channel].sum_ms.fetch_add(latency_ms.saturating_mul(count), Relaxed);
+        self.latency[channel].observe(Duration::from_millis(latency_ms), count);
     }
 }
 
@@ -160,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_latency_on_a_bound_is_within_it() {
+    fn latencies_are_from_acceptance_to_the_end() {
         let stats = LedgerStats::default();
         for (ended_ms, count) in [(1_005, 2), (1_006, 3), (9_000_000, 1)] {
             stats.count_receipts(&Receipts {
@@ -172,9 +153,7 @@ mod tests {
                 ..Default::default()
             });
         }
-        let latency = stats.latency(Channel::Push);
-        assert_eq!((latency.buckets[0], latency.buckets[1], latency.buckets[16]), (2, 3, 1));
-        assert_eq!(latency.sum_ms, 2 * 5 + 3 * 6 + 8_999_000);
+        assert_eq!(stats.latency(Channel::Push).sum_seconds, 0.010 + 0.018 + 8_999.0);
         assert_eq!(stats.ended(Channel::Push, State::Delivered), 6);
     }
 }

@@ -2,12 +2,16 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use herald_core::{ids::channel_name, record::State};
+use herald_core::{
+    ids::channel_name,
+    latency::{LATENCY_BOUNDS_MS, LatencySnapshot},
+    record::State,
+};
 use herald_gateway::stats::BOUNDS_SECONDS;
-use herald_ledger::stats::{CHANNELS, LATENCY_BOUNDS_MS, STATES};
+use herald_ledger::stats::{CHANNELS, STATES};
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet},
+    encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, info::Info},
     registry::{Registry, Unit},
 };
@@ -105,6 +109,8 @@ impl Collector for RoleMetrics {
         self.encode_ended(&mut encoder)?;
         self.encode_providers(&mut encoder)?;
         self.encode_latency(&mut encoder)?;
+        self.encode_sends(&mut encoder)?;
+        self.encode_dead_letters(&mut encoder)?;
         self.encode_requests(&mut encoder)
     }
 }
@@ -151,16 +157,43 @@ impl RoleMetrics {
         let (help, unit) = ("From acceptance to the end of an instance", Unit::Seconds);
         let mut family = encoder.encode_descriptor("instance_latency", help, Some(&unit), MetricType::Histogram)?;
         for channel in CHANNELS {
-            let latency = self.0.ledger.latency(channel);
-            let bounds = LATENCY_BOUNDS_MS.iter().map(|ms| *ms as f64 / 1_000.0).chain([f64::MAX]);
-            let buckets: Vec<(f64, u64)> = bounds.zip(latency.buckets).collect();
-            let count = latency.buckets.iter().sum();
             let labels = [("channel", channel_name(channel))];
-            let sum = latency.sum_ms as f64 / 1_000.0;
-            family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+            encode_latency(&self.0.ledger.latency(channel), family.encode_family(&labels)?)?;
         }
         Ok(())
     }
+
+    fn encode_sends(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let (help, unit) = ("From the start of a send to its provider's answer", Unit::Seconds);
+        let mut family = encoder.encode_descriptor("send", help, Some(&unit), MetricType::Histogram)?;
+        for (channel, provider, latency) in self.0.worker.sends() {
+            let labels = [("channel", channel_name(channel)), ("provider", &*provider)];
+            encode_latency(&latency, family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn encode_dead_letters(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let Counters { orchestrator, worker, ledger, .. } = &self.0;
+        let help = "Dead letters written, by the stage that gave up";
+        let mut family = encoder.encode_descriptor("dead_letters", help, None, MetricType::Counter)?;
+        for (stage, letters) in [
+            ("orchestrator", &orchestrator.dead),
+            ("worker", &worker.dead_letters),
+            ("router", &worker.router_dead_letters),
+            ("ledger", &ledger.dead_letters),
+        ] {
+            ConstCounter::new(letters.load(Relaxed)).encode(family.encode_family(&[("stage", stage)])?)?;
+        }
+        Ok(())
+    }
+}
+
+fn encode_latency(latency: &LatencySnapshot, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+    let bounds = LATENCY_BOUNDS_MS.iter().map(|ms| *ms as f64 / 1_000.0).chain([f64::MAX]);
+    let buckets: Vec<(f64, u64)> = bounds.zip(latency.buckets).collect();
+    let count = latency.buckets.iter().sum();
+    encoder.encode_histogram::<NoLabelSet>(latency.sum_seconds, count, &buckets, None)
 }
 
 /// A state's name in the API.

@@ -138,6 +138,7 @@ impl Roles {
             policy: roles.policy.clone(),
             versions: roles.versions.clone(),
             world: world.clone(),
+            stats: roles.counters.worker.clone(),
         };
         roles.stage("router", 1, move |member, shutdown| herald_worker::run_router(router.clone(), member, shutdown));
         let (log, world_of_redriver) = (backends.log.clone(), world.clone());

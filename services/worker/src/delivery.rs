@@ -14,6 +14,7 @@ use std::{
 use hashbrown::HashMap;
 use herald_core::{
     ids::TenantId,
+    latency::Latency,
     ports::{
         channel::{Channel, Gate, Message, Outcome, Sink},
         log::{Log, Mark},
@@ -231,13 +232,44 @@ impl Events {
     }
 }
 
+/// When each message of a batch was begun, in microseconds after a moment before all; 0 while it was not.
+struct Begun {
+    since: Instant,
+    at_us: Vec<AtomicU64>,
+}
+
+impl Begun {
+    fn new(messages: usize) -> Self {
+        Self { since: Instant::now(), at_us: (0..messages).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    fn now_us(&self) -> u64 {
+        1 + self.since.elapsed().as_micros() as u64
+    }
+
+    fn note(&self, index: usize) {
+        self.at_us[index].store(self.now_us(), Relaxed);
+    }
+
+    /// For how long a message is under way; `None` for one that was not begun.
+    fn took(&self, index: usize) -> Option<Duration> {
+        let at_us = self.at_us.get(index)?.load(Relaxed);
+        (at_us > 0).then(|| Duration::from_micros(self.now_us().saturating_sub(at_us)))
+    }
+}
+
 struct BatchSink {
     batch: u64,
     events: Arc<Events>,
+    begun: Arc<Begun>,
+    latency: Arc<Latency>,
 }
 
 impl Sink for BatchSink {
     fn report(&self, index: usize, outcome: Outcome) {
+        if let Some(took) = self.begun.took(index) {
+            self.latency.observe(took, 1);
+        }
         self.events.push(Event::Outcome { batch: self.batch, index, outcome });
     }
 }
@@ -271,6 +303,7 @@ struct BatchGate {
     /// The section and the user of each message.
     users: Vec<(usize, Arc<str>)>,
     events: Arc<Events>,
+    begun: Arc<Begun>,
 }
 
 impl Gate for BatchGate {
@@ -282,6 +315,9 @@ impl Gate for BatchGate {
             && self.steering.may_start(&section.head, self.decided_at.steered);
         if open && section.is_awaited && section.not_begun.fetch_sub(1, AcqRel) == 1 {
             self.events.push(Event::Started { batch: self.batch, section: *at });
+        }
+        if open {
+            self.begun.note(index);
         }
         open
     }
@@ -311,6 +347,8 @@ pub(crate) struct Dispatch {
     /// Covers the records that the messages rest on.
     pub rests_on: Mark,
     pub deadline: Duration,
+    /// Where it is counted how long its provider takes.
+    pub latency: Arc<Latency>,
     pub sections: Vec<GateSection>,
     /// The section of each message.
     pub section_of: Vec<usize>,
@@ -328,8 +366,19 @@ impl Dispatch {
                 let users = messages.iter().map(|message| message.user.clone());
                 let users = self.section_of.into_iter().zip(users).collect();
                 let (sections, to_gate) = (self.sections, events.clone());
-                let gate = BatchGate { batch, freshness, steering, decided_at, sections, users, events: to_gate };
-                let sink = Arc::new(BatchSink { batch, events });
+                let (begun, latency) = (Arc::new(Begun::new(messages.len())), self.latency);
+                let of_gate = begun.clone();
+                let gate = BatchGate {
+                    batch,
+                    freshness,
+                    steering,
+                    decided_at,
+                    sections,
+                    users,
+                    events: to_gate,
+                    begun: of_gate,
+                };
+                let sink = Arc::new(BatchSink { batch, events, begun, latency });
                 // Unanswered messages are told by the batch being over.
                 let _elapsed = tokio::time::timeout(deadline, channel.deliver(messages, Arc::new(gate), sink)).await;
             } else {

@@ -1,6 +1,10 @@
 //! Rendered messages on their way to their providers, gathered into batches in which no user occurs twice.
 
-use std::{collections::BTreeMap, sync::atomic::AtomicUsize, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
 
 use hashbrown::HashSet;
 use herald_core::{
@@ -86,7 +90,7 @@ impl Gathering {
         let queued = &job.queued;
         let same = |last: &BatchSection| {
             (last.shard, last.topic, last.offset) == (job.shard, queued.topic, queued.offset)
-                && std::sync::Arc::ptr_eq(&last.head, &queued.chunk.head)
+                && Arc::ptr_eq(&last.head, &queued.chunk.head)
         };
         if !self.sections.last().is_some_and(same) {
             let head = queued.chunk.head.clone();
@@ -119,9 +123,10 @@ impl Worker {
             let id = self.next_batch;
             self.next_batch += 1;
             self.deps.stats.add(|s| &s.attempts, items.len() as u64);
+            let name: Arc<str> = Channel::provider(provider.as_ref()).into();
             let dispatch = Dispatch {
                 batch: id,
-                channel: provider.clone(),
+                channel: provider,
                 log: self.deps.log.clone(),
                 freshness: self.freshness.clone(),
                 steering: self.steering.clone(),
@@ -129,17 +134,17 @@ impl Worker {
                 decided_at,
                 rests_on,
                 deadline: Duration::from_millis(self.config.send_deadline_ms),
+                latency: self.deps.stats.sends_of(channel, &name),
                 sections: gate,
                 section_of: items.iter().map(|item| item.section).collect(),
                 messages,
             };
             dispatch.spawn();
-            let provider = Channel::provider(provider.as_ref()).into();
             let is_first = |item: &&Item| sections[item.section].head.section.attempts == 0;
             let first_attempts = items.iter().filter(is_first).count() as u64;
             let probes = self.pacing.handed_over(channel, items.len() as u64, first_attempts);
             let begun_ms = self.deps.world.now_ms();
-            self.batches.insert(id, Batch { channel, provider, begun_ms, sections, items, probes });
+            self.batches.insert(id, Batch { channel, provider: name, begun_ms, sections, items, probes });
         }
     }
 }

@@ -24,7 +24,7 @@ use herald_core::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{burying::request_id, lifting::Lifting};
+use crate::{Stats, burying::request_id, lifting::Lifting};
 
 /// Why a record that does not say where it came from is dead.
 const HOMELESS: &str = "no_home";
@@ -46,6 +46,8 @@ pub struct RouterDeps {
     pub versions: Arc<RoleVersions>,
     /// Clock and chance.
     pub world: World,
+    /// What is counted.
+    pub stats: Arc<Stats>,
 }
 
 /// One tier.
@@ -171,7 +173,10 @@ impl Router {
                     let lifted = tier.is_lifted(&record);
                     match next_place(record, lifted, now_ms) {
                         Ok(record) => commit.outputs.push(record),
-                        Err(homeless) => commit.outputs.extend(bury(&homeless, self.deps.log.identity(), now_ms)),
+                        Err(homeless) => {
+                            self.deps.stats.add(|s| &s.router_dead_letters, 1);
+                            commit.outputs.extend(bury(&homeless, self.deps.log.identity(), now_ms));
+                        }
                     }
                 }
             }

@@ -483,7 +483,9 @@ impl Worker {
         // Last, so that the ledger has booked everything before.
         self.acknowledge_cancels(&mut outputs);
         self.dirty_since = None;
+        let letters = outputs.dead_letters();
         let mark = self.write(Commit { positions, outputs: outputs.finish() }).await?;
+        self.deps.stats.add(|s| &s.dead_letters, letters);
         self.in_doubt.committed(answered, mark);
         self.want_durable(mark);
         self.deps.stats.add(|s| &s.commits, 1);

@@ -1,6 +1,21 @@
 //! What the worker counts; read by the metrics.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use herald_core::{
+    latency::{Latency, LatencySnapshot},
+    record::Channel,
+};
+use parking_lot::Mutex;
+
+/// Providers that are told apart; more are counted together.
+const MOST_PROVIDERS: usize = 32;
 
 /// Counters since the start, and gauges.
 #[derive(Debug, Default)]
@@ -31,6 +46,11 @@ pub struct Stats {
     pub undecodable: AtomicU64,
     /// Instances ended.
     pub ended: AtomicU64,
+    /// Dead letters that the worker wrote.
+    pub dead_letters: AtomicU64,
+    /// Dead letters that the router wrote.
+    pub router_dead_letters: AtomicU64,
+    sends: Mutex<BTreeMap<(i32, Arc<str>), Arc<Latency>>>,
     /// Gauge: instances handed to providers whose outcome is not durably committed.
     pub in_doubt: AtomicU64,
     /// Gauge: unfinished instances in memory.
@@ -40,6 +60,22 @@ pub struct Stats {
 impl Stats {
     pub(crate) fn add(&self, counter: impl Fn(&Self) -> &AtomicU64, by: u64) {
         counter(self).fetch_add(by, Relaxed);
+    }
+
+    /// From the start of a send to its answer, by channel and provider.
+    pub fn sends(&self) -> Vec<(Channel, Arc<str>, LatencySnapshot)> {
+        let channel = |code: i32| Channel::try_from(code).unwrap_or_default();
+        let sends = self.sends.lock();
+        sends.iter().map(|((code, provider), latency)| (channel(*code), provider.clone(), latency.snapshot())).collect()
+    }
+
+    /// Where the latencies of a provider's sends are counted.
+    pub(crate) fn sends_of(&self, channel: Channel, provider: &Arc<str>) -> Arc<Latency> {
+        let mut sends = self.sends.lock();
+        let key = (channel as i32, provider.clone());
+        let is_known = sends.contains_key(&key) || sends.len() < MOST_PROVIDERS;
+        let key = if is_known { key } else { (channel as i32, "other".into()) };
+        sends.entry(key).or_default().clone()
     }
 
     pub(crate) fn set(&self, gauge: impl Fn(&Self) -> &AtomicU64, to: u64) {

@@ -9,11 +9,12 @@ use anyhow::Context;
 use herald_control_plane::bootstrap::DEV_KEY;
 use herald_core::{
     ids::{NotificationId, channel_name},
+    latency::{LATENCY_BOUNDS_MS, LatencySnapshot},
     ports::ledger::Ledger,
 };
 use herald_ledger::{
     proof::{Proof, prove},
-    stats::{CHANNELS, LATENCY_BOUNDS_MS, LatencySnapshot},
+    stats::CHANNELS,
 };
 use herald_proto::v1::{
     Audience, ChannelPreference, Edge, EmailTemplate, Endpoint, FollowRequest, InAppTemplate, ListInboxRequest,

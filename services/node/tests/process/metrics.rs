@@ -10,7 +10,7 @@ use std::{
 use crate::support::{PATIENCE, Setup, notification, user};
 
 /// What a plain GET answers: status and body.
-fn get(port: u16, path: &str) -> (u16, String) {
+pub fn get(port: u16, path: &str) -> (u16, String) {
     let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
     write!(socket, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -87,6 +87,8 @@ async fn metrics_are_those_of_the_page_and_have_a_listener_of_their_own() {
     for sample in [
         "herald_instances_ended_total{channel=\"email\",state=\"delivered\"} 2",
         "herald_provider_instances_total{channel=\"in_app\",provider=\"in_app\",state=\"delivered\"} 2",
+        "herald_send_seconds_count{channel=\"email\",provider=\"smtp\"} 2",
+        "herald_dead_letters_total{stage=\"worker\"} 0",
         "herald_backlog_records{topic=\"deliveries.bulk\",group=\"herald.worker\"} 0",
         "herald_in_flight_idle_seconds 0.0",
         "herald_backup_last_success_timestamp_seconds 0.0",

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     commands::{answered, herald, operator, said},
     http::send,
+    metrics::get,
     support::{Chance, Process, Setup, notification, seed, user},
 };
 
@@ -82,6 +83,7 @@ async fn what_is_dead_is_brought_back_once_although_the_process_is_killed() {
     let dead = (0..PEOPLE).filter(|number| is_refused(*number)).count() as u64;
     assert_eq!((u64::from(counts.delivered), u64::from(counts.dead)), (PEOPLE * 2 - dead, dead), "{counts:?}");
     letters_are_shown_without_personal_data(&setup, dead);
+    letters_are_counted_by_stage(&setup);
     process.kill();
 
     let mails = Arc::new(MailStore::new(StoreLimits::default()));
@@ -139,6 +141,15 @@ fn letters_are_shown_without_personal_data(setup: &Setup, dead: u64) {
     assert_eq!(operator(setup, &["dlq", "show", "999999"]).status.code(), Some(4));
     assert_eq!(operator(setup, &["dlq", "redrive"]).status.code(), Some(2), "never everything by accident");
     assert_eq!(herald(setup, &["dlq", "list"]).status.code(), Some(5), "a tenant's key");
+}
+
+/// As many as there are on the log.
+fn letters_are_counted_by_stage(setup: &Setup) {
+    let letters = answered(&operator(setup, &["dlq", "list", "--limit", "0", "--json"]));
+    let count = letters["dead_letters"].as_array().unwrap().len();
+    let (_, text) = get(setup.port, "/metrics");
+    let sample = format!("herald_dead_letters_total{{stage=\"worker\"}} {count}\n");
+    assert!(text.contains(&sample), "{sample} is not in\n{text}");
 }
 
 async fn until_complete(setup: &Setup, id: &str) -> Value {

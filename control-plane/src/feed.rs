@@ -47,8 +47,12 @@ pub async fn policy_feed(
             match reached_end {
                 Ok(()) => {
                     reads.end(read, asked_ms);
-                    // News is read at once; an error of this wait shows again when the topic is read.
-                    let _news = tokio::time::timeout(READ_EVERY, log.reached(control(), version)).await;
+                    // News is read at once. A log that has failed may still be read, so its error must not be asked for
+                    // again without a pause.
+                    if let Ok(Err(error)) = tokio::time::timeout(READ_EVERY, log.reached(control(), version)).await {
+                        tracing::warn!(%error, "news on control are not heard of; it is read now and then");
+                        tokio::time::sleep(READ_EVERY).await;
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(%error, "control cannot be read; the last policies hold");

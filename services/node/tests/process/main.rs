@@ -6,6 +6,7 @@ mod backup;
 mod clients;
 mod commands;
 mod erasure;
+mod full_disk;
 mod http;
 mod import;
 mod kill;

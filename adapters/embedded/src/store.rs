@@ -19,6 +19,7 @@
 //! | 0x24 users' log | hour ended, bucket of the user's hash, partition, first offset | by hand; see [`herald_core::user_log`] |
 //! | 0x25 notifications by age | day of a change, notification | nothing |
 //! | 0x26 requests by dedupe key | tenant, dedupe key, accepted, notification | nothing |
+//! | 0x27 export | | the export of expiring receipts that is under way; see [`expiry`] |
 //! | 0x30 inbox item | tenant, user, epoch, offset, index | by hand; see [`items`] |
 //! | 0x31 inbox section | epoch, shard, offset, section | what the section's items share |
 //! | 0x32 inbox section's gone | as 0x31 | how many of its items are gone |
@@ -37,6 +38,7 @@ pub mod check;
 pub mod chunks;
 pub mod directory;
 pub mod erasures;
+pub mod expiry;
 pub mod feeds;
 pub mod inbox;
 pub mod items;
@@ -98,7 +100,12 @@ impl Stores {
     /// else in a minute. What is kept for `retention_ms` is the ledger; admissions are kept for two days, and
     /// operators' calls for ninety.
     pub fn expire(&self, now_ms: u64, retention_ms: u64) -> Result<bool, StoreError> {
+        Ok(self.ledger.expire(now_ms, retention_ms)? || self.expire_others(now_ms)?)
+    }
+
+    /// As [`Stores::expire`], for all but the ledger.
+    pub fn expire_others(&self, now_ms: u64) -> Result<bool, StoreError> {
         let (admissions, audit) = (self.admissions.expire(now_ms)?, self.audit.expire(now_ms)?);
-        Ok(self.ledger.expire(now_ms, retention_ms)? || admissions || audit)
+        Ok(admissions || audit)
     }
 }

@@ -347,7 +347,8 @@ fn small(count: u64) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
-fn receipt(row: &ReceiptRow) -> v1::Receipt {
+/// A receipt as callers see it.
+pub fn receipt(row: &ReceiptRow) -> v1::Receipt {
     let shared = &row.shared;
     let state = match shared.state() {
         State::Delivered => "delivered",

@@ -25,7 +25,7 @@ use herald_embedded::{
 
 use tokio::sync::watch;
 
-use crate::{backup::Backups, gauges::Gauges};
+use crate::{backup::Backups, export::ExportStats, gauges::Gauges};
 
 /// Every port.
 #[derive(Clone)]
@@ -117,7 +117,7 @@ impl Embedded {
     }
 
     /// What is looked up of it for each scrape.
-    pub fn gauges(&self, policy: watch::Receiver<Arc<Policy>>, world: &World) -> Gauges {
+    pub fn gauges(&self, policy: watch::Receiver<Arc<Policy>>, exports: Arc<ExportStats>, world: &World) -> Gauges {
         Gauges {
             log: self.backends.log.clone(),
             journal: self.log.clone(),
@@ -127,6 +127,7 @@ impl Embedded {
             world: world.clone(),
             started_ms: world.now_ms(),
             last_backup_ms: Arc::default(),
+            exports,
             sample: Arc::default(),
         }
     }

@@ -86,6 +86,8 @@ pub struct Disk {
     pub sync: bool,
     /// How long receipts are kept.
     pub receipts_retention_days: u64,
+    /// Where receipts go before they are deleted; empty for nowhere.
+    pub export_directory: String,
 }
 
 /// TLS on the listeners.
@@ -197,6 +199,17 @@ impl Config {
             true => Ok(()),
             false => anyhow::bail!("the configuration is not valid:\n  {}", faults.join("\n  ")),
         }
+    }
+
+    /// Whether there is the directory that receipts are exported to.
+    pub fn check_export_directory(&self) -> anyhow::Result<()> {
+        let path = self.disk.export_directory.as_str();
+        let is_there = path.is_empty() || Path::new(path).is_dir();
+        anyhow::ensure!(
+            is_there,
+            "disk.export_directory is {path:?}, which is no directory; make it, or set it to \"\""
+        );
+        Ok(())
     }
 
     /// The address of health and metrics, if they have one of their own; or what is wrong with it.

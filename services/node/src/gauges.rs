@@ -1,6 +1,10 @@
 //! What is looked up anew for each scrape: what waits on the log, the room on the disk, and the age of policies.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use herald_core::{
     clock::World,
@@ -13,10 +17,12 @@ use parking_lot::Mutex;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{MetricType, gauge::ConstGauge},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::Unit,
 };
 use tokio::sync::watch;
+
+use crate::export::ExportStats;
 
 /// Looks things up, and remembers them for the encoder.
 #[derive(Clone)]
@@ -37,6 +43,8 @@ pub struct Gauges {
     pub started_ms: u64,
     /// When the last backup was complete, in milliseconds since the epoch; 0 for never since the start.
     pub last_backup_ms: Arc<std::sync::atomic::AtomicU64>,
+    /// What is exported before it is deleted.
+    pub exports: Arc<ExportStats>,
     /// What was found last.
     pub sample: Arc<Mutex<Sample>>,
 }
@@ -129,7 +137,7 @@ impl Collector for Gauges {
         let help = "How long the oldest policy that this process has not applied is on control; 0 when it has all";
         let age = encoder.encode_descriptor("policy_age", help, Some(&Unit::Seconds), MetricType::Gauge)?;
         ConstGauge::new(seconds(sample.policy_age_ms)).encode(age)?;
-        let last_backup_ms = self.last_backup_ms.load(std::sync::atomic::Ordering::Relaxed);
+        let last_backup_ms = self.last_backup_ms.load(Relaxed);
         let help = "When the last backup since the start was complete, in Unix time; 0 for none";
         let name = "backup_last_success_timestamp";
         let backup = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
@@ -145,6 +153,15 @@ impl Collector for Gauges {
             let gauge = encoder.encode_descriptor(name, help, Some(&Unit::Bytes), MetricType::Gauge)?;
             ConstGauge::new(value as i64).encode(gauge)?;
         }
+        let exports = &self.exports;
+        let help = "Expiring receipts that were exported before they were deleted";
+        let receipts = encoder.encode_descriptor("export_receipts", help, None, MetricType::Counter)?;
+        ConstCounter::new(exports.receipts.load(Relaxed)).encode(receipts)?;
+        let since_ms = exports.failing_since_ms.load(Relaxed);
+        let failing_ms = if since_ms == 0 { 0 } else { self.world.now_ms().saturating_sub(since_ms).max(1) };
+        let help = "For how long every export of expiring receipts has failed; 0 while none does";
+        let failing = encoder.encode_descriptor("export_failing", help, Some(&Unit::Seconds), MetricType::Gauge)?;
+        ConstGauge::new(seconds(failing_ms)).encode(failing)?;
         let help = "When the process started, in Unix time";
         let start = encoder.encode_descriptor("start_time", help, Some(&Unit::Seconds), MetricType::Gauge)?;
         ConstGauge::new(seconds(self.started_ms)).encode(start)?;

@@ -8,6 +8,7 @@ pub mod channels;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod export;
 pub mod gauges;
 pub mod logging;
 pub mod mailbox;

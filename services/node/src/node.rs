@@ -1,6 +1,11 @@
 //! The process: open what it stands on, start the roles, serve, and stop in order.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use herald_api::{auth::Authenticator, routes::Routes};
@@ -16,6 +21,7 @@ use crate::{
     backends::{Backends, Embedded},
     backup, channels,
     config::Config,
+    export::Expiry,
     mailbox, metrics,
     ops::{self, Ops},
     roles::{self, Counters, Roles},
@@ -80,6 +86,7 @@ impl Node {
         let mailbox = start_mailbox(&mut config, mode, &stopping).await?;
         // Before the storage, so that a wrong setting leaves no data directory behind.
         let channels = channels::open(&config, &world)?;
+        config.check_export_directory()?;
         let embedded = open_storage(&config, &world)?;
         let in_app = herald_core::record::Channel::InApp;
         let available = ChannelSet::of(channels.iter().map(|channel| channel.kind()).chain([in_app]));
@@ -99,7 +106,10 @@ impl Node {
             ensured
                 .map_err(|refusal| anyhow::anyhow!("the development tenant cannot be stored: {}", refusal.detail()))?;
         }
-        let gauges = embedded.gauges(roles.policy.clone(), &world);
+        let export_to = Some(config.disk.export_directory.as_str()).filter(|path| !path.is_empty()).map(Path::new);
+        let expiry =
+            Expiry::new(&embedded.stores, config.disk.receipts_retention_days, export_to).until(stopping.clone());
+        let gauges = embedded.gauges(roles.policy.clone(), expiry.stats.clone(), &world);
         let last_backup_ms = gauges.last_backup_ms.clone();
         let ops = ops::routes(Ops {
             registry: metrics::registry(&roles.counters, &gauges),
@@ -141,7 +151,7 @@ impl Node {
             stopping,
         };
         node.watch_log();
-        node.expire_rows(config.disk.receipts_retention_days);
+        node.expire_rows(expiry);
         Ok(node)
     }
 
@@ -160,16 +170,21 @@ impl Node {
         });
     }
 
-    fn expire_rows(&self, retention_days: u64) {
-        let (stores, world, stopping) = (self.embedded.stores.clone(), self.world.clone(), self.stopping.clone());
+    fn expire_rows(&self, expiry: Expiry) {
+        let (world, stopping) = (self.world.clone(), self.stopping.clone());
         tokio::spawn(async move {
             while stopping.run_until_cancelled(tokio::time::sleep(EXPIRY_INTERVAL)).await.is_some() {
                 loop {
-                    match stores.expire(world.now_ms(), retention_days * 86_400_000) {
-                        Ok(true) => tokio::task::yield_now().await,
-                        Ok(false) => break,
+                    let (expiry, now_ms) = (expiry.clone(), world.now_ms());
+                    let step = tokio::task::spawn_blocking(move || expiry.step(now_ms)).await;
+                    match step.map_err(anyhow::Error::from).and_then(|step| step) {
+                        Ok(true) if !stopping.is_cancelled() => {}
+                        Ok(_) => break,
                         Err(error) => {
-                            tracing::warn!(%error, "old rows cannot be deleted; the next round tries again");
+                            tracing::warn!(
+                                error = format!("{error:#}"),
+                                "old rows cannot be deleted; the next round tries again"
+                            );
                             break;
                         }
                     }

@@ -8,7 +8,8 @@ use super::{
     items::ItemRow,
     keys::Table,
     rows::{
-        AdmissionRow, AdmittedRowValue, FORMAT, FeedRow, PersonRow, PolicyRow, SectionRow, TotalsRow, damaged, decode,
+        AdmissionRow, AdmittedRowValue, ExportRow, FORMAT, FeedRow, PersonRow, PolicyRow, SectionRow, TotalsRow,
+        damaged, decode,
     },
 };
 use crate::kv::Row;
@@ -22,6 +23,7 @@ pub fn check_row((key, value): &Row) -> Result<(), StoreError> {
         t if t == Table::Totals as u8 => read::<TotalsRow>("totals", value),
         t if t == Table::Admitted as u8 => read::<AdmittedRowValue>("admitted requests", value),
         t if t == Table::Receipts as u8 => read::<record::Receipts>("receipts", value),
+        t if t == Table::Export as u8 => read::<ExportRow>("exports", value),
         t if t == Table::InboxItem as u8 => ItemRow::decode(value).map(drop),
         t if t == Table::InboxSection as u8 => read::<SectionRow>("inbox sections", value),
         t if t == Table::Feed as u8 => read::<FeedRow>("feeds", value),

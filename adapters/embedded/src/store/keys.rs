@@ -21,6 +21,7 @@ pub enum Table {
     UserLog = 0x24,
     NotificationByAge = 0x25,
     RequestsByDedupeKey = 0x26,
+    Export = 0x27,
     InboxItem = 0x30,
     InboxSection = 0x31,
     InboxSectionGone = 0x32,

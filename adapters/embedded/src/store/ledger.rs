@@ -28,8 +28,6 @@ use super::{
 use crate::kv::{Batch, Direction, Kv, ready};
 
 const DAY_MS: u64 = 86_400_000;
-/// Rows that one call deletes.
-const EXPIRE_ROWS: usize = 2_000;
 /// The buckets of an hour of the users' log.
 pub(super) const LOG_BUCKETS: u8 = 16;
 /// Rows of the users' log that one call reads.
@@ -45,7 +43,7 @@ const RECEIPTS_ROWS: usize = 1_024;
 pub struct LedgerStore {
     pub(super) kv: Arc<dyn Kv>,
     /// Held from reading the stored positions until the flush is written.
-    writing: Mutex<()>,
+    pub(super) writing: Mutex<()>,
 }
 
 pub(super) type Token<T> = Result<T, ForeignToken>;
@@ -54,15 +52,6 @@ impl LedgerStore {
     /// The ledger of a database.
     pub fn new(kv: Arc<dyn Kv>) -> Self {
         Self { kv, writing: Mutex::new(()) }
-    }
-
-    /// Deletes a bounded number of rows of notifications, and of the users' log, that did not change for longer than
-    /// `retention_ms`. Returns whether there may be more.
-    pub fn expire(&self, now_ms: u64, retention_ms: u64) -> Result<bool, StoreError> {
-        let until_ms = now_ms.saturating_sub(retention_ms);
-        let log = Key::of(Table::UserLog);
-        let log = self.delete_range(&log, &log.clone().u32(hour_of(until_ms)), EXPIRE_ROWS)? == EXPIRE_ROWS;
-        Ok(self.expire_notifications(until_ms)? || log)
     }
 
     /// Every request and its books, of all tenants, in the order of their ids: at most `limit` behind an id. What was
@@ -87,50 +76,8 @@ impl LedgerStore {
         ids.into_iter().take(limit).map(row).collect()
     }
 
-    /// Deletes at most `limit` rows and returns how many it were.
-    fn delete_range(&self, begin: &Key, end: &Key, limit: usize) -> Result<usize, StoreError> {
-        let rows = self.kv.scan(begin.bytes()..end.bytes(), Direction::Forward, limit)?;
-        let deleted = rows.len();
-        let mut batch = Batch::default();
-        rows.into_iter().for_each(|(key, _)| batch.delete(key));
-        self.kv.write(batch)?;
-        Ok(deleted)
-    }
-
-    fn expire_notifications(&self, until_ms: u64) -> Result<bool, StoreError> {
-        let begin = Key::of(Table::NotificationByAge);
-        let end = begin.clone().u32(day_of(until_ms));
-        let rows = self.kv.scan(begin.bytes()..end.bytes(), Direction::Forward, EXPIRE_ROWS / 4)?;
-        let more = rows.len() == EXPIRE_ROWS / 4;
-        let mut budget = EXPIRE_ROWS;
-        for (by_age, _) in rows {
-            let mut parts = Parts::of(&by_age)?;
-            let (day, id) = (parts.u32()?, NotificationId(parts.array()?));
-            let _held = self.writing.lock();
-            let mut batch = Batch::default();
-            if self.last_change_day(&id)?.is_none_or(|last| last <= day) {
-                let receipts = receipts_of(&id);
-                budget -= self.delete_range(&receipts, &receipts.end(), budget)?;
-                if budget == 0 {
-                    return Ok(true);
-                }
-                if let Some(row) = self.admitted(&id)? {
-                    batch.delete(request_key(row.tenant.as_str(), row.accepted_ms, &id));
-                    if !row.dedupe_key.is_empty() {
-                        batch.delete(dedupe_key(&row));
-                    }
-                }
-                batch.delete(totals_key(&id));
-                batch.delete(admitted_key(&id));
-            }
-            batch.delete(by_age);
-            self.kv.write(batch)?;
-        }
-        Ok(more)
-    }
-
     /// The last day on which something of the notification was, or is to be, written.
-    fn last_change_day(&self, id: &NotificationId) -> Result<Option<u32>, StoreError> {
+    pub(super) fn last_change_day(&self, id: &NotificationId) -> Result<Option<u32>, StoreError> {
         let totals = self.stored_totals(id)?.map(|totals| day_of(totals.updated_ms));
         let admitted = self.admitted(id)?.map(|row| due_day(&row));
         Ok(totals.max(admitted))
@@ -141,7 +88,7 @@ impl LedgerStore {
         row.map(|row| decode("totals", &row)).transpose()
     }
 
-    fn admitted(&self, id: &NotificationId) -> Result<Option<AdmittedRow>, StoreError> {
+    pub(super) fn admitted(&self, id: &NotificationId) -> Result<Option<AdmittedRow>, StoreError> {
         let Some(row) = self.kv.get(admitted_key(id).bytes())? else { return Ok(None) };
         let row: AdmittedRowValue = decode("admitted requests", &row)?;
         Ok(Some(AdmittedRow {
@@ -384,7 +331,7 @@ pub(super) fn row_place(key: &[u8]) -> Result<(u32, u64), StoreError> {
     Ok((parts.u32()?, parts.u64()?))
 }
 
-fn day_of(ms: u64) -> u32 {
+pub(super) fn day_of(ms: u64) -> u32 {
     (ms / DAY_MS) as u32
 }
 
@@ -392,19 +339,19 @@ fn due_day(row: &AdmittedRow) -> u32 {
     day_of(row.accepted_ms.max(row.send_at_ms).max(row.expires_ms))
 }
 
-fn totals_key(id: &NotificationId) -> Key {
+pub(super) fn totals_key(id: &NotificationId) -> Key {
     Key::of(Table::Totals).tail(id.0)
 }
 
-fn admitted_key(id: &NotificationId) -> Key {
+pub(super) fn admitted_key(id: &NotificationId) -> Key {
     Key::of(Table::Admitted).tail(id.0)
 }
 
-fn request_key(tenant: &str, accepted_ms: u64, id: &NotificationId) -> Key {
+pub(super) fn request_key(tenant: &str, accepted_ms: u64, id: &NotificationId) -> Key {
     Key::of(Table::TenantRequests).part(tenant).u64(accepted_ms).tail(id.0)
 }
 
-fn dedupe_key(row: &AdmittedRow) -> Key {
+pub(super) fn dedupe_key(row: &AdmittedRow) -> Key {
     under_dedupe_key(row.tenant.as_str(), &row.dedupe_key).u64(row.accepted_ms).tail(row.id.0)
 }
 
@@ -412,7 +359,7 @@ fn under_dedupe_key(tenant: &str, dedupe_key: &str) -> Key {
     Key::of(Table::RequestsByDedupeKey).part(tenant).part(dedupe_key)
 }
 
-fn receipts_of(id: &NotificationId) -> Key {
+pub(super) fn receipts_of(id: &NotificationId) -> Key {
     Key::of(Table::Receipts).tail(id.0)
 }
 
@@ -426,7 +373,7 @@ fn receipts_at(key: &[u8]) -> Result<ReceiptAt, StoreError> {
     Ok(ReceiptAt { partition: parts.u32()?, offset: parts.u64()?, index: parts.u32()?, place: 0 })
 }
 
-fn decode_receipts(id: &NotificationId, row: &Bytes) -> Result<record::Receipts, StoreError> {
+pub(super) fn decode_receipts(id: &NotificationId, row: &Bytes) -> Result<record::Receipts, StoreError> {
     if row.first() != Some(&FORMAT) {
         return Err(damaged("receipts in an unknown format"));
     }
@@ -435,10 +382,10 @@ fn decode_receipts(id: &NotificationId, row: &Bytes) -> Result<record::Receipts,
     Ok(receipts)
 }
 
-type ExpandedRow = Result<(u32, ReceiptRow), StoreError>;
+pub(super) type ExpandedRow = Result<(u32, ReceiptRow), StoreError>;
 
 /// The instances of packed receipts, from a place on.
-fn expand<'a>(
+pub(super) fn expand<'a>(
     id: &'a NotificationId,
     receipts: &'a record::Receipts,
     from: u32,

@@ -162,6 +162,17 @@ pub struct AdmissionRow {
 
 #[derive(Clone, PartialEq, Message)]
 #[allow(missing_docs)]
+pub struct ExportRow {
+    #[prost(uint32, tag = "1")]
+    pub day: u32,
+    #[prost(uint32, tag = "2")]
+    pub part: u32,
+    #[prost(bool, tag = "3")]
+    pub written: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+#[allow(missing_docs)]
 pub struct TotalsRow {
     #[prost(string, tag = "1")]
     pub tenant: String,

@@ -14,7 +14,7 @@ use herald_core::{
         ledger::{AdmittedRow, Flush, ForeignToken, Ledger, Page, ReceiptRow, ReceiptScope, RequestRow, RequestScope},
     },
     record,
-    user_log::{LogCursor, LogEntry, LogUser, LogWriter, ReceiptAt, TenantHash, entries_of, hour_of},
+    user_log::{LogCursor, LogEntry, LogUser, LogWriter, ReceiptAt, TenantHash, entries_of},
 };
 use parking_lot::Mutex;
 use prost::Message;

@@ -146,7 +146,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     };
     let redrive = record::Redrive { id: id_bytes(), letters: vec![0], per_second: 5, ..Default::default() };
     let home = Topic::Deliveries(Lane::Bulk);
-    let waiting = Waiting { due_ms: EPOCH_MS + 500, topic: home.code().into(), partition: 1 };
+    let waiting = Waiting { due_ms: EPOCH_MS + 500, topic: home.code().into(), partition: 1, cause: 0 };
     let bulk = Lane::Bulk;
     [
         (Topic::Requests(bulk), Schema::Request, request.encode_to_vec()),

@@ -295,7 +295,7 @@ async fn segments_stay_as_long_as_they_are_copied() {
     let held: Vec<String> = snapshot.files().map(|(name, _)| name).collect();
     for _ in 0..100 {
         open.log.append(vec![record(DELIVERIES, vec![1; 1_000])]).await.unwrap();
-        let end = worker.end(DELIVERIES).await.unwrap();
+        let end = worker.ends(&[DELIVERIES]).await.unwrap()[0];
         let passed = (DELIVERIES, Position { offset: end, ..Position::default() });
         worker.commit(Commit { positions: vec![passed], outputs: Vec::new() }).await.unwrap();
     }

@@ -48,7 +48,7 @@ fn passed(at: TopicPartition, offset: u64) -> Commit {
 async fn traffic(log: &EmbeddedLog, worker: &mut Box<dyn Subscription>, records: u64) {
     for _ in 0..records {
         worker.commit(outputs(vec![record(DELIVERIES, vec![7; 400])])).await.unwrap();
-        let end = worker.end(DELIVERIES).await.unwrap();
+        let end = worker.ends(&[DELIVERIES]).await.unwrap()[0];
         worker.commit(passed(DELIVERIES, end)).await.unwrap();
         log.flush_once().unwrap();
     }
@@ -257,7 +257,11 @@ async fn what_waits_for_a_sync_is_bounded() {
     }
     log.flush_once().unwrap();
     worker.commit(outputs(vec![record(DELIVERIES, "on")])).await.unwrap();
-    assert_eq!(worker.end(DELIVERIES).await.unwrap(), committed + 1, "a commit that waited in vain left something");
+    assert_eq!(
+        worker.ends(&[DELIVERIES]).await.unwrap()[0],
+        committed + 1,
+        "a commit that waited in vain left something"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -266,7 +270,7 @@ async fn a_position_beyond_the_end_is_an_error_and_changes_nothing() {
     let mut worker = join(&log, Group::Worker).await;
     let commit = Commit { outputs: vec![record(DELIVERIES, "x")], ..passed(DELIVERIES, 1) };
     assert!(matches!(worker.commit(commit).await, Err(LogError::Damaged(_))));
-    assert_eq!(worker.end(DELIVERIES).await.unwrap(), 0);
+    assert_eq!(worker.ends(&[DELIVERIES]).await.unwrap()[0], 0);
     assert!(log.append(vec![record(partition(Topic::Dead, 9), "x")]).await.is_err());
 }
 

@@ -216,7 +216,7 @@ impl Worker {
         let Polled { records, assigned, revoked, wanted_back, mark } = polled;
         if wanted_back {
             // Whatever started from now on would be sent again by who comes next.
-            self.freshness.changes_read(0);
+            self.freshness.changes_read(None);
             self.settle_all().await?;
             self.ask_changes = true;
         }

@@ -290,7 +290,8 @@ fn check_starts(facts: &Facts<'_>, found: &mut Vec<String>) {
         if begun.latest_wall_ms < due.get(&begun.notification).copied().unwrap_or(0) {
             found.push(format!("{begun:?} was begun before its time"));
         }
-        if late(facts.opt_outs.get(&(begun.tenant.clone(), begun.user.clone())), 1_000) {
+        let opted_out = late(facts.opt_outs.get(&(begun.tenant.clone(), begun.user.clone())), 1_000);
+        if opted_out && !facts.erased.may_have_come_before(begun) {
             found.push(format!("{begun:?} was begun more than a second after the opt-out"));
         }
         if late(facts.taken_over_ms.get(&begun.generation), 3_000) {

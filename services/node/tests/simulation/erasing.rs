@@ -27,6 +27,8 @@ const NOBODY: &str = "erased";
 pub struct Erased {
     /// What the wall clock showed when it was asked for.
     pub begun_wall_ms: u64,
+    /// When it was asked for.
+    pub asked_ms: u64,
     /// When it was answered; `None` if it was not, when nobody knows whether it was begun.
     pub answered_ms: Option<u64>,
 }
@@ -50,7 +52,7 @@ impl Erasures {
             return Ok(());
         }
         let now_ms = world.now_ms();
-        self.0.insert(key.clone(), Erased { begun_wall_ms: now_ms, answered_ms: None });
+        self.0.insert(key.clone(), Erased { begun_wall_ms: now_ms, asked_ms: true_ms(), answered_ms: None });
         let erasure = Erasure {
             id: world.notification_id().to_string(),
             tenant: tenant.clone(),
@@ -70,6 +72,12 @@ impl Erasures {
     /// Whether somebody was erased, or may have been.
     pub fn may_have(&self, tenant: &TenantId, user: &str) -> bool {
         self.0.contains_key(&(tenant.to_string(), user.to_owned()))
+    }
+
+    /// Whether somebody was erased, or may have been, before a send to them started: with a person their wishes are erased.
+    pub fn may_have_come_before(&self, begun: &Begun) -> bool {
+        let erased = self.0.get(&(begun.tenant.clone(), begun.user.clone()));
+        erased.is_some_and(|erased| erased.asked_ms <= begun.at_ms)
     }
 
     /// Whether an audience may have lost those who belonged to it by somebody who was erased.

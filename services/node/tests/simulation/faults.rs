@@ -61,8 +61,6 @@ pub enum Mutant {
     CancelClosedEarly,
     /// Nobody learns who was erased.
     ErasureUnread,
-    /// No pass of an erasure is taken.
-    EraserIdle,
     /// Nobody learns of quiet hours.
     QuietHoursUnread,
 }
@@ -353,10 +351,7 @@ impl Erasures for Faulty<dyn Erasures> {
 
     async fn due(&self, now_ms: u64, limit: usize) -> Result<Vec<Erasure>, StoreError> {
         self.faults.store().await?;
-        match self.faults.mutant {
-            Mutant::EraserIdle => Ok(Vec::new()),
-            _ => self.inner.due(now_ms, limit).await,
-        }
+        self.inner.due(now_ms, limit).await
     }
 
     async fn step(&self, tenant: &TenantId, id: &str, now_ms: u64) -> Result<Option<Erasure>, StoreError> {

@@ -1,6 +1,8 @@
 //! The ports on Redis, against servers of this test's own: each is a process on a free port, which can be stopped, emptied
 //! and put back to what it once was. The program is named by HERALD_TEST_REDIS_SERVER.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},

@@ -17,6 +17,9 @@ use parking_lot::Mutex;
 /// Providers that are told apart; more are counted together.
 const MOST_PROVIDERS: usize = 32;
 
+/// By the code of the channel and the provider.
+type LatencyByProvider = BTreeMap<(i32, Arc<str>), Arc<Latency>>;
+
 /// Counters since the start, and gauges.
 #[derive(Debug, Default)]
 pub struct Stats {
@@ -50,7 +53,7 @@ pub struct Stats {
     pub dead_letters: AtomicU64,
     /// Dead letters that the router wrote.
     pub router_dead_letters: AtomicU64,
-    sends: Mutex<BTreeMap<(i32, Arc<str>), Arc<Latency>>>,
+    sends: Mutex<LatencyByProvider>,
     /// Gauge: instances handed to providers whose outcome is not durably committed.
     pub in_doubt: AtomicU64,
     /// Gauge: unfinished instances in memory.

@@ -33,6 +33,27 @@ pub async fn ensure_secrets(publisher: &Publisher) -> Result<(), Problem> {
     Ok(())
 }
 
+/// The shortest secret of an operator's key that is not made here.
+const MIN_SECRET_CHARS: usize = 22;
+
+/// Stores an operator's key, unless there is one of its name: the first key, with which others are made.
+///
+/// # Errors
+/// Where it is not `hk_NAME_SECRET` with a long secret, or the registry is away.
+pub async fn ensure_operator(publisher: &Publisher, key: &str) -> Result<(), Problem> {
+    let parts = key.strip_prefix("hk_").and_then(|rest| rest.split_once('_'));
+    let named = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let Some((key_id, _)) = parts.filter(|(name, secret)| named(name) && secret.len() >= MIN_SECRET_CHARS) else {
+        let detail = "an operator's key is hk_NAME_SECRET: the name of a-z and 0-9, the secret random and of 22 characters or more";
+        return Err(Problem::refused("operator_key", detail));
+    };
+    if publisher.get::<KeyRow>(kind::KEY, key_id).await?.is_none() {
+        let new = NewKey { tenant_id: None, name: "first operator".into(), scopes: Vec::new(), expires_ms: None };
+        keys::put(publisher, key_id, key, new, publisher.world().now_ms()).await?;
+    }
+    Ok(())
+}
+
 /// Creates the tenant and the keys of `herald dev`, unless they are there. For loopback only: the keys are public.
 pub async fn ensure_dev(publisher: &Publisher) -> Result<(), Problem> {
     if publisher.get::<TenantRow>(kind::TENANT, DEV_TENANT).await?.is_none() {

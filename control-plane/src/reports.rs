@@ -13,7 +13,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 /// A process says again what it runs at least this often.
-const REPORT_EVERY: Duration = Duration::from_secs(1);
+pub const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// A process that was silent for longer is taken for stopped.
 const SILENT_AFTER_MS: u64 = 5_000;

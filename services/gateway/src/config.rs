@@ -1,8 +1,10 @@
 //! The gateway's configuration.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
-use crate::live::LiveConfig;
+use crate::{live::LiveConfig, serve::ServeLimits};
 
 /// Limits and waits. Every limit is refused with an error that names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +62,13 @@ pub struct NotificationLimits {
     pub max_ttl_s: u64,
     /// How far ahead `send_at` may be, in seconds.
     pub max_send_ahead_s: u64,
+}
+
+impl Config {
+    pub(crate) fn serve_limits(&self) -> ServeLimits {
+        let drain = Duration::from_millis(self.drain_ms);
+        ServeLimits { connections: self.max_connections, streams: self.max_streams, drain }
+    }
 }
 
 impl Default for Config {

@@ -25,7 +25,7 @@ mod trace;
 mod unsubscribe;
 pub mod users;
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use axum::Router;
 use herald_api::{
@@ -33,11 +33,13 @@ use herald_api::{
     finish::{Finish, Finishing},
     routes::Routes,
 };
+use herald_core::{clock::World, ports::audit::Audit};
 use tokio_util::sync::CancellationToken;
 use tower::Layer;
 
 pub use config::Config;
 pub use service::{Deps, Gateway};
+use stats::RequestStats;
 
 /// Serves the API, and `extra` routes on the same port, until shutdown; then lets running calls end.
 ///
@@ -50,11 +52,7 @@ pub async fn run(
     extra: impl Into<Routes>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let limits = serve::ServeLimits {
-        connections: config.max_connections,
-        streams: config.max_streams,
-        drain: Duration::from_millis(config.drain_ms),
-    };
+    let limits = config.serve_limits();
     let gateway = Gateway::new(config, deps, shutdown.clone());
     let extra = extra.into().merge(grpc::infrastructure(shutdown.clone()).await?);
     let (drain, live_tasks) = (limits.drain, gateway.live_tasks.clone());
@@ -78,13 +76,36 @@ pub type App = Finishing<Router>;
 
 /// Makes the [`App`].
 pub fn app(gateway: &Gateway, extra: impl Into<Routes>) -> App {
-    let routes = http::about(routes(gateway).merge(extra))
+    let Deps { stats, audit, world, .. } = &gateway.deps;
+    finish(routes(gateway).merge(extra), stats.clone(), audit.clone(), world)
+}
+
+/// What every route has around it: pages that describe it, measures, the audit log, and the last touch of its answers.
+fn finish(routes: Routes, stats: Arc<RequestStats>, audit: Arc<dyn Audit>, world: &World) -> App {
+    let routes = http::about(routes)
         .fallback(http::not_found)
         .method_not_allowed_fallback(http::method_not_allowed)
-        .layer(axum::middleware::from_fn_with_state(gateway.deps.stats.clone(), stats::measure))
-        .layer(Auditing::new(gateway.deps.audit.clone(), gateway.deps.world.clone()));
+        .layer(axum::middleware::from_fn_with_state(stats, stats::measure))
+        .layer(Auditing::new(audit, world.clone()));
     // Around the router as a whole, so that its fallbacks are finished too.
-    Finish::new(gateway.deps.world.entropy.clone()).layer(routes)
+    Finish::new(world.entropy.clone()).layer(routes)
+}
+
+/// Serves the routes of other roles, in a process without a gateway.
+///
+/// # Errors
+/// Where gRPC's reflection cannot be built.
+pub async fn run_others(
+    listener: impl Into<serve::Listener>,
+    config: Config,
+    routes: Routes,
+    (stats, audit, world): (Arc<RequestStats>, Arc<dyn Audit>, World),
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let routes = routes.merge(grpc::infrastructure(shutdown.clone()).await?);
+    let app = finish(routes, stats, audit, &world);
+    serve::serve(listener.into(), app, config.serve_limits(), shutdown).await;
+    Ok(())
 }
 
 /// What the gateway serves, on both faces.

@@ -276,6 +276,10 @@ impl Subscription for FakeSubscription {
     async fn ends(&mut self, _: &[TopicPartition]) -> Result<Vec<u64>, LogError> {
         unreachable!("the ledger has no use for it")
     }
+
+    fn is_assigned(&self) -> bool {
+        self.assigned
+    }
 }
 
 /// Keeps the port's contract: absolute totals, older positions lose, receipts keyed by their place.

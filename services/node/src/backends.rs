@@ -5,7 +5,6 @@ use std::{path::Path, sync::Arc};
 use anyhow::Context;
 use herald_core::{
     clock::World,
-    policy::Policy,
     ports::{
         admissions::Admissions, audit::Audit, budgets::Budgets, claims::Claims, directory::Directory,
         erasures::Erasures, fleet::Fleet, inbox::Inbox, ledger::Ledger, log::Log, registry::Registry,
@@ -23,9 +22,7 @@ use herald_embedded::{
     store::Stores,
 };
 
-use tokio::sync::watch;
-
-use crate::{backup::Backups, export::ExportStats, gauges::Gauges};
+use crate::{backup::Backups, gauges::LocalDisk};
 
 /// Every port.
 #[derive(Clone)]
@@ -117,19 +114,9 @@ impl Embedded {
     }
 
     /// What is looked up of it for each scrape.
-    pub fn gauges(&self, policy: watch::Receiver<Arc<Policy>>, exports: Arc<ExportStats>, world: &World) -> Gauges {
-        Gauges {
-            log: self.backends.log.clone(),
-            journal: self.log.clone(),
-            stores: self.kv.clone(),
-            directory: self.directory.journal_path(),
-            policy,
-            world: world.clone(),
-            started_ms: world.now_ms(),
-            last_backup_ms: Arc::default(),
-            exports,
-            sample: Arc::default(),
-        }
+    pub fn disk(&self) -> LocalDisk {
+        let (journal, stores) = (self.log.clone(), self.kv.clone());
+        LocalDisk { journal, stores, directory: self.directory.journal_path() }
     }
 
     /// What takes backups of it.

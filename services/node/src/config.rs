@@ -7,7 +7,11 @@ use herald_gateway::tls::TlsFiles;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::{roles, traces};
+use crate::{
+    roles::{self, Role},
+    storage::Servers,
+    traces,
+};
 
 /// The defaults, with what each setting means.
 pub const DEFAULTS: &str = include_str!("config.default.toml");
@@ -18,8 +22,22 @@ const ENVIRONMENT_PREFIX: &str = "HERALD_";
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where data is kept.
+    /// Where data is kept, unless on servers.
     pub storage: String,
+    /// A file with an operator's key that is stored if there is none of its name; empty for none.
+    pub operator_key_file: String,
+    /// The log that processes share; empty for none.
+    pub log: String,
+    /// The stores that processes share; empty for none.
+    pub store: String,
+    /// The cache that processes share; empty for none.
+    pub cache: String,
+    /// What runs in this process.
+    pub roles: Vec<Role>,
+    /// This process's name among those with the same roles; the number at its end is its place. Empty for the only one.
+    pub instance: String,
+    /// How many processes have the same roles.
+    pub instances: u32,
     /// The address of HTTP and gRPC.
     pub listen: SocketAddr,
     /// The address of health and metrics; empty for the one of HTTP.
@@ -58,6 +76,15 @@ pub struct Config {
     /// How many members of each role run here.
     #[serde(default)]
     pub members: roles::Members,
+    /// How the log is used.
+    #[serde(default)]
+    pub kafka: herald_distributed::kafka::KafkaConfig,
+    /// How the stores are used.
+    #[serde(default)]
+    pub cql: herald_distributed::cql::CqlConfig,
+    /// How the cache is used.
+    #[serde(default)]
+    pub redis: herald_distributed::redis::RedisConfig,
 }
 
 /// See [`herald_core::topic::Layout`].
@@ -182,6 +209,7 @@ impl Config {
         if self.tracing.traces_per_million > 1_000_000 {
             faults.push("tracing.traces_per_million must be at most 1000000".to_owned());
         }
+        self.check_processes(&mut faults);
         if let Err(fault) = self.ops_address() {
             faults.push(fault);
         }
@@ -210,6 +238,52 @@ impl Config {
             "disk.export_directory is {path:?}, which is no directory; make it, or set it to \"\""
         );
         Ok(())
+    }
+
+    /// Checks how this process goes together with others.
+    fn check_processes(&self, faults: &mut Vec<String>) {
+        let servers = self.servers();
+        if self.roles.is_empty() {
+            faults.push("roles is empty; a process must have at least one".to_owned());
+        }
+        let alone = Role::ALL.iter().all(|role| self.roles.contains(role));
+        if !alone && servers == Ok(None) {
+            faults.push("roles run apart only on servers that they share: set log, store and cache".to_owned());
+        }
+        if self.instances > 1 && servers == Ok(None) {
+            faults.push(
+                "instances is more than 1, and a data directory serves one process: set log, store and cache".into(),
+            );
+        }
+        let member = self.roles.iter().find(|role| role.has_place());
+        if member.is_some() && self.place().is_none() {
+            faults.push(format!("instance is {:?}; it must end with a number, such as worker-0", self.instance));
+        }
+        if let Some(role) = member.filter(|_| self.instance.is_empty() && (!alone || self.instances > 1)) {
+            faults.push(format!(
+                "instance must be set where the {} runs apart, such as {0}-0 and {0}-1: two processes with the same place \
+                 would take each other's partitions away",
+                role.name()
+            ));
+        }
+        if !self.disk.export_directory.is_empty() && servers.is_ok_and(|servers| servers.is_some()) {
+            faults.push("disk.export_directory is set, and shared servers delete what expires themselves".to_owned());
+        }
+        faults.extend(self.servers().err());
+    }
+
+    /// The servers that are shared, if there are; or what is wrong with them.
+    pub fn servers(&self) -> Result<Option<Servers>, String> {
+        Servers::of(&self.log, &self.store, &self.cache)
+    }
+
+    /// This process's place among those with the same roles: the number at the end of its name.
+    pub fn place(&self) -> Option<u32> {
+        let digits = self.instance.bytes().rev().take_while(u8::is_ascii_digit).count();
+        match self.instance.as_str() {
+            "" => Some(0),
+            name => name[name.len() - digits..].parse().ok().filter(|place| *place < roles::MAX_PLACE),
+        }
     }
 
     /// The address of health and metrics, if they have one of their own; or what is wrong with it.
@@ -301,6 +375,16 @@ mod tests {
         let told = |file: &str| load(file, &[]).unwrap_err().to_string();
         assert!(told("[worker]\nmax_atempts = 3").contains("max_atempts"));
         assert!(told("[worker]\nmax_attempts = \"many\"").contains("invalid type"));
+        let kafka = "log = \"kafka://a/b\"\nstore = \"cql://a/b\"\ncache = \"redis://a\"\n";
+        assert!(told("log = \"kafka://a/b\"").contains("What is missing: store, cache"));
+        assert!(told("roles = [\"worker\"]").contains("only on servers that they share"));
+        assert!(told("instances = 2").contains("a data directory serves one process"));
+        assert!(told(&format!("{kafka}roles = [\"worker\"]")).contains("such as worker-0 and worker-1"));
+        assert!(told(&format!("{kafka}instance = \"worker\"")).contains("must end with a number"));
+        assert!(told("roles = [\"wroker\"]").contains("wroker"));
+        let worker = load(&format!("{kafka}roles = [\"worker\"]\ninstance = \"worker-12\""), &[]).unwrap();
+        assert_eq!(worker.place(), Some(12));
+        load(&format!("{kafka}roles = [\"gateway\"]"), &[]).expect("a gateway has no place");
         assert!(told("ops_listen = \"9090\"").contains("such as 127.0.0.1:9090"));
         assert!(told("[tls]\nkey_file = \"k.pem\"").contains("must both be set"));
         let both = told("public_url = \"x\"\n[layout]\nshards = 0");

@@ -29,12 +29,8 @@ use crate::export::ExportStats;
 pub struct Gauges {
     /// The port, for what waits on it.
     pub log: Arc<dyn Log>,
-    /// The journal, for its size.
-    pub journal: EmbeddedLog,
-    /// The stores, for their size.
-    pub stores: Arc<FjallKv>,
-    /// Where both are.
-    pub directory: PathBuf,
+    /// What is on this machine's disk.
+    pub local: Option<LocalDisk>,
     /// The snapshot that decides.
     pub policy: watch::Receiver<Arc<Policy>>,
     /// The clock.
@@ -49,14 +45,25 @@ pub struct Gauges {
     pub sample: Arc<Mutex<Sample>>,
 }
 
+/// Embedded storage, for its size.
+#[derive(Clone)]
+pub struct LocalDisk {
+    /// The journal.
+    pub journal: EmbeddedLog,
+    /// The stores.
+    pub stores: Arc<FjallKv>,
+    /// Where both are.
+    pub directory: PathBuf,
+}
+
 /// What was found.
 #[derive(Debug, Clone, Default)]
 pub struct Sample {
     backlog: BTreeMap<(String, &'static str), Backlog>,
     policy_version: u64,
     policy_age_ms: u64,
-    journal_bytes: u64,
-    journal_live_bytes: u64,
+    journal_bytes: Option<u64>,
+    journal_live_bytes: Option<u64>,
     store_bytes: Option<u64>,
     free_bytes: Option<u64>,
 }
@@ -75,6 +82,26 @@ impl std::fmt::Debug for Gauges {
 }
 
 impl Gauges {
+    /// Nothing was looked up yet.
+    pub fn new(
+        log: Arc<dyn Log>,
+        local: Option<LocalDisk>,
+        policy: watch::Receiver<Arc<Policy>>,
+        exports: Arc<ExportStats>,
+        world: &World,
+    ) -> Self {
+        Self {
+            log,
+            local,
+            policy,
+            world: world.clone(),
+            started_ms: world.now_ms(),
+            last_backup_ms: Arc::default(),
+            exports,
+            sample: Arc::default(),
+        }
+    }
+
     /// Looks everything up.
     ///
     /// # Errors
@@ -85,10 +112,13 @@ impl Gauges {
         sample.policy_version = self.policy.borrow().version;
         let (unapplied, _) = self.log.read(partition(Topic::Control, 0), sample.policy_version, 1).await?;
         sample.policy_age_ms = unapplied.first().map_or(0, |record| now_ms.saturating_sub(record.timestamp_ms));
-        (sample.journal_bytes, sample.journal_live_bytes) = self.journal.usage_bytes();
-        sample.store_bytes = self.stores.disk_bytes().ok();
-        let found = rustix::fs::statvfs(&self.directory).ok();
-        sample.free_bytes = found.map(|found| found.f_bavail.saturating_mul(found.f_frsize));
+        if let Some(LocalDisk { journal, stores, directory }) = &self.local {
+            let (journal_bytes, live_bytes) = journal.usage_bytes();
+            (sample.journal_bytes, sample.journal_live_bytes) = (Some(journal_bytes), Some(live_bytes));
+            sample.store_bytes = stores.disk_bytes().ok();
+            let found = rustix::fs::statvfs(directory).ok();
+            sample.free_bytes = found.map(|found| found.f_bavail.saturating_mul(found.f_frsize));
+        }
         *self.sample.lock() = sample;
         Ok(())
     }
@@ -143,12 +173,12 @@ impl Collector for Gauges {
         let backup = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
         ConstGauge::new(seconds(last_backup_ms)).encode(backup)?;
         let bytes = [
-            ("journal", "The journal on disk", Some(sample.journal_bytes)),
-            ("journal_live", "The part of the journal that is still needed", Some(sample.journal_live_bytes)),
+            ("journal", "The journal on disk", sample.journal_bytes),
+            ("journal_live", "The part of the journal that is still needed", sample.journal_live_bytes),
             ("store", "The stores on disk", sample.store_bytes),
             ("disk_free", "What can still be written to the disk of the data directory", sample.free_bytes),
         ];
-        // What the system does not tell is left out.
+        // What the system does not tell is left out, and what is on other machines.
         for (name, help, value) in bytes.into_iter().filter_map(|(name, help, value)| Some((name, help, value?))) {
             let gauge = encoder.encode_descriptor(name, help, Some(&Unit::Bytes), MetricType::Gauge)?;
             ConstGauge::new(value as i64).encode(gauge)?;

@@ -2,6 +2,7 @@
 //!
 //! This is the only crate that knows both services and adapters.
 
+pub mod assignments;
 pub mod backends;
 pub mod backup;
 pub mod channels;
@@ -16,6 +17,7 @@ pub mod metrics;
 pub mod node;
 pub mod ops;
 pub mod roles;
+pub mod storage;
 pub mod traces;
 pub mod verify;
 pub mod world;

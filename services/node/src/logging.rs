@@ -6,8 +6,8 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberI
 
 /// Begins to log at a level. `HERALD_LOG` sets the filter instead, such as `info,herald_worker=debug`.
 pub fn start(level: &str) {
-    // The storage engine's own notes are for its developers.
-    let default = || EnvFilter::new(format!("{level},fjall=warn,lsm_tree=warn"));
+    // The notes of the storage engine and of the driver's connections are for their developers.
+    let default = || EnvFilter::new(format!("{level},fjall=warn,lsm_tree=warn,scylla=warn,scylla::network=error"));
     let filter = EnvFilter::try_from_env("HERALD_LOG").unwrap_or_else(|_| default());
     let registry = tracing_subscriber::registry().with(filter);
     // A second start, as in tests, keeps the first logger.

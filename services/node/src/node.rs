@@ -1,18 +1,19 @@
 //! The process: open what it stands on, start the roles, serve, and stop in order.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use herald_api::{auth::Authenticator, routes::Routes};
 use herald_channels::email::mailbox::{MailStore, Mailbox, StoreLimits};
-use herald_control_plane::{bootstrap, dead_letters::DeadLetters};
-use herald_core::clock::World;
-use herald_embedded::{data_dir::Settings, log::LogOptions};
+use herald_control_plane::{bootstrap, dead_letters::DeadLetters, reports::REPORT_EVERY};
+use herald_core::{
+    clock::World,
+    policy::kind,
+    ports::{
+        StoreError,
+        fleet::{Fleet, ProcessReport},
+    },
+};
 use herald_gateway::{admit::ChannelSet, serve::Listener, tls::Tls};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -21,16 +22,21 @@ use crate::{
     backends::{Backends, Embedded},
     backup, channels,
     config::Config,
-    export::Expiry,
+    export::{ExportStats, Expiry},
+    gauges::Gauges,
     mailbox, metrics,
     ops::{self, Ops},
-    roles::{self, Counters, Roles},
+    roles::{self, Counters, Place, Role, Roles},
+    storage::Storage,
     traces::{self, Exporter},
     world,
 };
 
 /// How often old rows are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often another process of the same name is looked for.
+const LOOK_FOR_NAMESAKES: Duration = Duration::from_secs(5);
 
 /// What `herald dev` and `herald demo` add.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +63,7 @@ pub struct Node {
     pub world: World,
     /// Cancelled when the process must stop because something failed.
     pub failed: CancellationToken,
-    embedded: Embedded,
+    storage: Storage,
     roles: Roles,
     gateway: JoinHandle<anyhow::Result<()>>,
     ops_server: Option<JoinHandle<()>>,
@@ -74,7 +80,7 @@ impl Node {
         let address = api.socket.local_addr()?;
         let ops_address = ops_listener.as_ref().map_or(Ok(address), |ops| ops.socket.local_addr())?;
         let mut world = world::system();
-        let (process, lost_spans) = (world::process_name(&world), Arc::default());
+        let (process, lost_spans) = (world::process_name(&config.instance, &world), Arc::default());
         let exporter = match config.tracing.otlp_endpoint.as_str() {
             "" => None,
             endpoint => {
@@ -87,7 +93,7 @@ impl Node {
         // Before the storage, so that a wrong setting leaves no data directory behind.
         let channels = channels::open(&config, &world)?;
         config.check_export_directory()?;
-        let embedded = open_storage(&config, &world)?;
+        let storage = Storage::open(&config, &world).await?;
         let in_app = herald_core::record::Channel::InApp;
         let available = ChannelSet::of(channels.iter().map(|channel| channel.kind()).chain([in_app]));
         let roles = roles::Config {
@@ -96,9 +102,15 @@ impl Node {
             ledger: config.ledger.clone(),
             control_plane: config.control_plane.clone(),
             members: config.members,
-            process,
+            roles: config.roles.clone(),
+            place: Place { number: config.place().unwrap_or_default(), of: config.instances },
+            process: process.clone(),
         };
-        let backends = embedded.backends.clone();
+        let backends = storage.backends().clone();
+        if mode == Mode::Dev && storage.local().is_none() {
+            only_for_development(&backends).await?;
+        }
+        refuse_namesake(&config.instance, &roles.process, &*backends.fleet).await?;
         let mut roles = Roles::start(&roles, &backends, channels, &world).await?;
         roles.counters.lost_spans = lost_spans;
         if mode == Mode::Dev {
@@ -107,22 +119,37 @@ impl Node {
                 .map_err(|refusal| anyhow::anyhow!("the development tenant cannot be stored: {}", refusal.detail()))?;
         }
         let export_to = Some(config.disk.export_directory.as_str()).filter(|path| !path.is_empty()).map(Path::new);
-        let expiry =
-            Expiry::new(&embedded.stores, config.disk.receipts_retention_days, export_to).until(stopping.clone());
-        let gauges = embedded.gauges(roles.policy.clone(), expiry.stats.clone(), &world);
+        // Servers expire their rows themselves.
+        let expiry = storage.local().map(|local| {
+            Expiry::new(&local.stores, config.disk.receipts_retention_days, export_to).until(stopping.clone())
+        });
+        let exports = expiry.as_ref().map_or_else(Arc::<ExportStats>::default, |expiry| expiry.stats.clone());
+        if config.roles.contains(&Role::ControlPlane) {
+            store_operator_key(&config.operator_key_file, &roles).await?;
+        }
+        let disk = storage.local().map(Embedded::disk);
+        let gauges = Gauges::new(backends.log.clone(), disk, roles.policy.clone(), exports, &world);
         let last_backup_ms = gauges.last_backup_ms.clone();
         let ops = ops::routes(Ops {
             registry: metrics::registry(&roles.counters, &gauges),
             gauges,
             ledger: roles.counters.ledger.clone(),
+            assignments: roles.assignments.clone(),
             log: backends.log.clone(),
+            stores: backends.registry.clone(),
+            fleet: backends.fleet.clone(),
             failed: roles.failed.clone(),
             stopping: stopping.clone(),
         });
-        let backups = embedded.backups(config.disk.low_water_bytes, &world);
-        let authenticator = Authenticator::new(roles.policy.clone(), world.clock.clone());
-        let backups = backup::routes(backups, authenticator, last_backup_ms);
-        let extra = control_plane_routes(&roles, &backends, &world).merge(backups);
+        let mut extra = Routes::new();
+        if config.roles.contains(&Role::ControlPlane) {
+            extra = extra.merge(control_plane_routes(&roles, &backends, &world));
+        }
+        if let Some(local) = storage.local() {
+            let backups = local.backups(config.disk.low_water_bytes, &world);
+            let authenticator = Authenticator::new(roles.policy.clone(), world.clock.clone());
+            extra = extra.merge(backup::routes(backups, authenticator, last_backup_ms));
+        }
         let (extra, ops_server) = match ops_listener {
             None => (extra.merge(ops), None),
             Some(listener) => (extra, Some(tokio::spawn(ops::serve(listener, ops, world.clone(), stopping.clone())))),
@@ -131,9 +158,13 @@ impl Node {
             Some((store, _)) => extra.merge(mailbox::router(store.clone())),
             None => extra,
         };
-        let deps = gateway_deps(&roles, &backends, &world, available);
-        let (failed, shutdown) = (roles.failed.clone(), stopping.clone());
-        let gateway = start_gateway(config.gateway.clone(), deps, api, extra, failed, shutdown);
+        let gateway = if config.roles.contains(&Role::Gateway) {
+            let deps = gateway_deps(&roles, &backends, &world, available);
+            let (failed, shutdown) = (roles.failed.clone(), stopping.clone());
+            start_gateway(config.gateway.clone(), deps, api, extra, failed, shutdown)
+        } else {
+            serve_others(&config, &roles, &backends, &world, api, extra, &stopping)
+        };
         let node = Self {
             address,
             ops_address,
@@ -143,7 +174,7 @@ impl Node {
             backends,
             mailbox,
             world,
-            embedded,
+            storage,
             roles,
             gateway,
             ops_server,
@@ -151,13 +182,17 @@ impl Node {
             stopping,
         };
         node.watch_log();
-        node.expire_rows(expiry);
+        node.watch_name(config.instance, process);
+        if let Some(expiry) = expiry {
+            node.expire_rows(expiry);
+        }
         Ok(node)
     }
 
     /// Stops the roles when the log has failed.
     fn watch_log(&self) {
-        let (log, failed, stopping) = (self.embedded.log.clone(), self.failed.clone(), self.stopping.clone());
+        let Some(local) = self.storage.local() else { return };
+        let (log, failed, stopping) = (local.log.clone(), self.failed.clone(), self.stopping.clone());
         tokio::spawn(async move {
             tokio::select! {
                 biased;
@@ -165,6 +200,23 @@ impl Node {
                 cause = log.failed() => {
                     tracing::error!(cause, "the log has failed; the process stops");
                     failed.cancel();
+                }
+            }
+        });
+    }
+
+    /// Stops the process when another has taken its name, as two that start at the same instant may.
+    fn watch_name(&self, instance: String, own: String) {
+        let (fleet, failed, stopping) = (self.backends.fleet.clone(), self.failed.clone(), self.stopping.clone());
+        tokio::spawn(async move {
+            while stopping.run_until_cancelled(tokio::time::sleep(LOOK_FOR_NAMESAKES)).await.is_some() {
+                match refuse_namesake(&instance, &own, &*fleet).await {
+                    Err(error) if !error.is::<StoreError>() => {
+                        tracing::error!(error = format!("{error:#}"), "the process stops");
+                        return failed.cancel();
+                    }
+                    // A cache that is away is told of by the reports.
+                    Ok(()) | Err(_) => {}
                 }
             }
         });
@@ -208,7 +260,7 @@ impl Node {
         if let Some(exporter) = self.exporter {
             exporter.stop().await;
         }
-        let closed = tokio::task::spawn_blocking(move || self.embedded.close()).await?;
+        let closed = self.storage.close().await;
         // What failed first says more than what failed because of it.
         if failed { roles.and(gateway).and(closed) } else { gateway.and(roles).and(closed) }
     }
@@ -228,6 +280,52 @@ impl Node {
         anyhow::ensure!(!broken, "the process stopped because something failed; the log says what");
         Ok(())
     }
+}
+
+/// Looks for a process of the same name that lives: two would take each other's partitions away, again and again. One that
+/// was killed is silent, whatever it said last.
+async fn refuse_namesake(instance: &str, own: &str, fleet: &dyn Fleet) -> anyhow::Result<()> {
+    let name = format!("{instance}/");
+    let said = async || -> anyhow::Result<Vec<ProcessReport>> {
+        let mut all = fleet.running(0).await.context("the cache does not answer")?;
+        all.retain(|report| report.process.starts_with(&name) && report.process != own);
+        Ok(all)
+    };
+    if instance.is_empty() {
+        return Ok(());
+    }
+    let before = said().await?;
+    if before.is_empty() {
+        return Ok(());
+    }
+    tokio::time::sleep(2 * REPORT_EVERY).await;
+    match said().await?.into_iter().find(|report| !before.contains(report)) {
+        None => Ok(()),
+        Some(other) => anyhow::bail!(
+            "another process has the instance {instance:?} ({}); give each a number of its own, and begin with 0",
+            other.process
+        ),
+    }
+}
+
+/// The keys of `herald dev` and `herald demo` are public, so nothing else may be on the servers that they are given.
+async fn only_for_development(backends: &Backends) -> anyhow::Result<()> {
+    let tenants = backends.registry.list(kind::TENANT, "", None, 2).await.context("the stores do not answer")?;
+    anyhow::ensure!(
+        tenants.iter().all(|tenant| tenant.key == bootstrap::DEV_TENANT),
+        "these stores have tenants, and this command would open them to public keys: give it a keyspace of its own"
+    );
+    Ok(())
+}
+
+/// Stores the key in a file as an operator's, if one is named.
+async fn store_operator_key(file: &str, roles: &Roles) -> anyhow::Result<()> {
+    if file.is_empty() {
+        return Ok(());
+    }
+    let key = std::fs::read_to_string(file).with_context(|| format!("operator_key_file {file:?} cannot be read"))?;
+    let stored = bootstrap::ensure_operator(&roles.publisher, key.trim()).await;
+    stored.map_err(|refusal| anyhow::anyhow!("the operator's key in {file:?} cannot be stored: {}", refusal.detail()))
 }
 
 /// What the process listens on.
@@ -269,24 +367,6 @@ async fn reload_on_sighup(tls: Tls, stopping: CancellationToken) {
     while let Some(Some(())) = stopping.run_until_cancelled(hangups.recv()).await {
         tls.reload_and_tell();
     }
-}
-
-fn open_storage(config: &Config, world: &World) -> anyhow::Result<Embedded> {
-    let path: PathBuf = config.data_directory().map(Into::into).context("storage must be embedded:DIRECTORY")?;
-    let layout = herald_core::topic::Layout {
-        shards: config.layout.shards,
-        requests: config.layout.requests_partitions,
-        receipts: config.layout.receipts_partitions,
-    };
-    let settings = Settings { layout: Some(layout), region: config.region.clone() };
-    let options = LogOptions {
-        flush_interval_ms: config.disk.flush_interval_ms,
-        cache_bytes: config.disk.cache_bytes,
-        low_water_bytes: config.disk.low_water_bytes,
-        sync: config.disk.sync,
-        ..LogOptions::default()
-    };
-    Embedded::open(&path, &settings, options, world)
 }
 
 /// Starts the mailbox where a development node has no mail server.
@@ -358,5 +438,26 @@ fn start_gateway(
             failed.cancel();
         }
         ended.context("the gateway failed")
+    })
+}
+
+/// Serves a process's routes where no gateway runs in it.
+fn serve_others(
+    config: &Config,
+    roles: &Roles,
+    backends: &Backends,
+    world: &World,
+    listener: Listener,
+    routes: Routes,
+    stopping: &CancellationToken,
+) -> JoinHandle<anyhow::Result<()>> {
+    let around = (roles.counters.gateway.clone(), backends.audit.clone(), world.clone());
+    let (failed, config, shutdown) = (roles.failed.clone(), config.gateway.clone(), stopping.clone());
+    tokio::spawn(async move {
+        let ended = herald_gateway::run_others(listener, config, routes, around, shutdown.clone()).await;
+        if !shutdown.is_cancelled() {
+            failed.cancel();
+        }
+        ended.context("the listener failed")
     })
 }

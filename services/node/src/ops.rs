@@ -12,7 +12,12 @@ use herald_api::{
     finish::Finish,
     routes::{Route, Routes},
 };
-use herald_core::{clock::World, ids::channel_name, ports::log::Log, topic::Group};
+use herald_core::{
+    clock::World,
+    ids::channel_name,
+    ports::{self, fleet::Fleet, log::Log},
+    topic::Group,
+};
 use herald_gateway::serve::{self, Listener, ServeLimits};
 use herald_ledger::{
     reconcile::{Finding, Stuck},
@@ -23,7 +28,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tower::Layer;
 
-use crate::gauges::Gauges;
+use crate::{assignments::Assignments, gauges::Gauges};
 
 /// What the answers are made of.
 pub struct Ops {
@@ -33,8 +38,14 @@ pub struct Ops {
     pub gauges: Gauges,
     /// What the checks of the books found.
     pub ledger: Arc<LedgerStats>,
+    /// Members that wait for their partitions; nothing of theirs would be served.
+    pub assignments: Arc<Assignments>,
     /// The log; it must answer.
     pub log: Arc<dyn Log>,
+    /// The stores; what is away is told.
+    pub stores: Arc<dyn ports::registry::Registry>,
+    /// The cache; what is away is told.
+    pub fleet: Arc<dyn Fleet>,
     /// Cancelled when a role has ended early.
     pub failed: CancellationToken,
     /// Cancelled when the process begins to stop.
@@ -70,6 +81,10 @@ async fn ready(State(ops): State<Arc<Ops>>) -> Response {
     if ops.stopping.is_cancelled() {
         reasons.push("the process is stopping".to_owned());
     }
+    let waiting = ops.assignments.waiting();
+    if !waiting.is_empty() {
+        reasons.push(format!("waits for partitions of the log: {}", waiting.join(", ")));
+    }
     // An append of nothing says whether the log takes anything.
     if let Err(error) = ops.log.append(Vec::new()).await {
         reasons.push(format!("the log takes nothing: {error}"));
@@ -77,11 +92,20 @@ async fn ready(State(ops): State<Arc<Ops>>) -> Response {
     if let Err(error) = ops.log.progress(Group::Worker).await {
         reasons.push(format!("the log does not answer: {error}"));
     }
+    // Without these, calls are still taken and what is known is still served; what needs them waits. To take all gateways
+    // out of service for it would make it worse.
+    let mut degraded = Vec::new();
+    if let Err(error) = ops.stores.unpublished(1).await {
+        degraded.push(format!("the stores do not answer: {error}"));
+    }
+    if let Err(error) = ops.fleet.running(ops.gauges.world.now_ms()).await {
+        degraded.push(format!("the cache does not answer: {error}"));
+    }
     let ready = reasons.is_empty();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     // What is stuck is for people to look at; the process takes calls all the same.
     let stuck: Vec<Value> = ops.ledger.check().stuck.iter().map(stuck_view).collect();
-    (status, Json(json!({ "ready": ready, "reasons": reasons, "stuck": stuck }))).into_response()
+    (status, Json(json!({ "ready": ready, "reasons": reasons, "degraded": degraded, "stuck": stuck }))).into_response()
 }
 
 fn stuck_view(stuck: &Stuck) -> Value {

@@ -1,6 +1,12 @@
 //! The roles behind the gateway, supervised: one that ends early stops all of them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use anyhow::Context;
 use herald_control_plane::{
@@ -13,8 +19,12 @@ use herald_core::{
     clock::World,
     control::{ControlReads, RoleVersions},
     policy::Policy,
-    ports::{channel::Channel, log::Member},
+    ports::{
+        channel::Channel,
+        log::{Halted, LogError, Member},
+    },
     switches::Providers,
+    topic::Group,
 };
 use herald_ledger::stats::LedgerStats;
 use serde::{Deserialize, Serialize};
@@ -25,10 +35,69 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{backends::Backends, traces, world::process_name};
+use crate::{assignments::Assignments, backends::Backends, traces, world::process_name};
+
+/// Members of a group have numbers below this.
+pub const MAX_PLACE: u32 = 10_000;
+
+/// How long a member waits before it joins its group anew, at first and at most.
+const REJOIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Takes calls.
+    Gateway,
+    /// Turns audiences into deliveries.
+    Orchestrator,
+    /// Sends; with it run the router of delayed records and the redriver of dead letters.
+    Worker,
+    /// Keeps the books.
+    Ledger,
+    /// Serves operators, and publishes policies.
+    ControlPlane,
+}
+
+impl Role {
+    /// All roles.
+    pub const ALL: [Self; 5] = [Self::Gateway, Self::Orchestrator, Self::Worker, Self::Ledger, Self::ControlPlane];
+
+    /// As it is written in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Orchestrator => "orchestrator",
+            Self::Worker => "worker",
+            Self::Ledger => "ledger",
+            Self::ControlPlane => "control-plane",
+        }
+    }
+
+    /// Whether it reads the log in a group, in which each member has a place.
+    pub fn has_place(self) -> bool {
+        matches!(self, Self::Orchestrator | Self::Worker | Self::Ledger)
+    }
+}
+
+/// A process among those with the same roles.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Place {
+    /// Its number, which no other has.
+    pub number: u32,
+    /// How many there are.
+    pub of: u32,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self { number: 0, of: 1 }
+    }
+}
 
 /// The roles' configurations.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Expansion.
@@ -41,8 +110,27 @@ pub struct Config {
     pub control_plane: herald_control_plane::Config,
     /// How many members of each role run in this process.
     pub members: Members,
+    /// Which roles run in this process.
+    pub roles: Vec<Role>,
+    /// This process among those with the same roles.
+    pub place: Place,
     /// This process's name, which no other has; empty for one that is made up.
     pub process: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            orchestrator: Default::default(),
+            worker: Default::default(),
+            ledger: Default::default(),
+            control_plane: Default::default(),
+            members: Members::default(),
+            roles: Role::ALL.to_vec(),
+            place: Place::default(),
+            process: String::new(),
+        }
+    }
 }
 
 /// How many members of a role run in this process; each serves its share of the partitions. 0 leaves a role out, which is
@@ -75,6 +163,8 @@ pub struct Counters {
     pub worker: Arc<herald_worker::Stats>,
     /// The books.
     pub ledger: Arc<LedgerStats>,
+    /// Members that joined their groups anew.
+    pub rejoins: Arc<AtomicU64>,
     /// Spans that nobody will see.
     pub lost_spans: Arc<traces::Lost>,
 }
@@ -91,7 +181,10 @@ pub struct Roles {
     pub counters: Counters,
     control: Arc<ControlReads>,
     versions: Arc<RoleVersions>,
+    /// Which members wait for their partitions.
+    pub assignments: Arc<Assignments>,
     stages: Vec<Stage>,
+    place: Place,
     /// Cancelled when a role has ended early.
     pub failed: CancellationToken,
 }
@@ -104,7 +197,7 @@ struct Stage {
 }
 
 impl Roles {
-    /// Reads the policies and starts every role.
+    /// Reads the policies and starts the roles of this process.
     pub async fn start(
         config: &Config,
         backends: &Backends,
@@ -113,6 +206,8 @@ impl Roles {
     ) -> anyhow::Result<Self> {
         let policy = read_policy(&*backends.log).await.context("the policies cannot be read")?;
         let (sender, receiver) = watch::channel(Arc::new(policy));
+        let assignments = Arc::<Assignments>::default();
+        let backends = &Backends { log: assignments.watch(backends.log.clone()), ..backends.clone() };
         let publisher =
             Publisher::new(backends.log.clone(), backends.registry.clone(), receiver.clone(), world.clone());
         let mut roles = Self {
@@ -121,32 +216,51 @@ impl Roles {
             providers: Providers::of(channels.iter().map(|c| (c.kind(), c.provider().to_owned()))),
             control: Arc::default(),
             versions: Arc::default(),
+            assignments,
             counters: Counters::default(),
             stages: Vec::new(),
+            place: config.place,
             failed: CancellationToken::new(),
         };
         roles.start_policies(config, backends, sender, world);
-        let (control_plane, publisher) = (config.control_plane.clone(), roles.publisher.clone());
-        roles.stage("control plane", 1, move |_, shutdown| {
+        if config.roles.contains(&Role::ControlPlane) {
+            roles.start_control_plane(config).await?;
+        }
+        if config.roles.contains(&Role::Ledger) {
+            roles.start_ledger(config, backends, world);
+        }
+        if config.roles.contains(&Role::Worker) {
+            roles.start_worker(config, backends, channels, world);
+            roles.start_movers(backends, world);
+        }
+        if config.roles.contains(&Role::Orchestrator) {
+            roles.start_orchestrator(config, backends, world);
+        }
+        Ok(roles)
+    }
+
+    async fn start_control_plane(&mut self, config: &Config) -> anyhow::Result<()> {
+        let (control_plane, publisher) = (config.control_plane.clone(), self.publisher.clone());
+        self.stage("control plane", 1, &[], move |_, shutdown| {
             herald_control_plane::run(control_plane.clone(), publisher.clone(), shutdown)
         });
-        bootstrap::ensure_secrets(&roles.publisher).await.context("the signing secret cannot be stored")?;
-        roles.start_ledger(config, backends, world);
-        roles.start_worker(config, backends, channels, world);
+        bootstrap::ensure_secrets(&self.publisher).await.context("the signing secret cannot be stored")
+    }
+
+    /// Starts what brings back records that waited, and dead letters.
+    fn start_movers(&mut self, backends: &Backends, world: &World) {
         let router = herald_worker::RouterDeps {
             log: backends.log.clone(),
-            policy: roles.policy.clone(),
-            versions: roles.versions.clone(),
+            policy: self.policy.clone(),
+            versions: self.versions.clone(),
             world: world.clone(),
-            stats: roles.counters.worker.clone(),
+            stats: self.counters.worker.clone(),
         };
-        roles.stage("router", 1, move |member, shutdown| herald_worker::run_router(router.clone(), member, shutdown));
+        self.stage("router", 1, &[Group::Router], move |member, shutdown| herald_worker::run_router(router.clone(), member, shutdown));
         let (log, world_of_redriver) = (backends.log.clone(), world.clone());
-        roles.stage("redriver", 1, move |member, shutdown| {
+        self.stage("redriver", 1, &[Group::Redriver], move |member, shutdown| {
             herald_worker::run_redriver(log.clone(), world_of_redriver.clone(), member, shutdown)
         });
-        roles.start_orchestrator(config, backends, world);
-        Ok(roles)
     }
 
     /// Follows the policies, and reports which of them the roles run.
@@ -158,16 +272,16 @@ impl Roles {
         world: &World,
     ) {
         let (log, reads, clock) = (backends.log.clone(), self.control.clone(), world.clone());
-        self.stage("policy feed", 1, move |_, shutdown| {
+        self.stage("policy feed", 1, &[], move |_, shutdown| {
             policy_feed(log.clone(), sender.clone(), reads.clone(), clock.clone(), shutdown)
         });
         let (fleet, versions, policy) = (backends.fleet.clone(), self.versions.clone(), self.policy.clone());
         let process = match config.process.as_str() {
-            "" => process_name(world),
+            "" => process_name("", world),
             process => process.to_owned(),
         };
         let world = world.clone();
-        self.stage("reports", 1, move |_, shutdown| {
+        self.stage("reports", 1, &[], move |_, shutdown| {
             let (fleet, versions, policy) = (fleet.clone(), versions.clone(), policy.clone());
             report_until(fleet, process.clone(), versions, policy, world.clone(), shutdown)
         });
@@ -177,7 +291,7 @@ impl Roles {
         let members = config.members.ledger;
         let (config, log, ledger) = (config.ledger.clone(), backends.log.clone(), backends.ledger.clone());
         let (world, stats) = (world.clone(), self.counters.ledger.clone());
-        self.stage("ledger", members, move |member, shutdown| {
+        self.stage("ledger", members, &[Group::LedgerRequests, Group::LedgerReceipts], move |member, shutdown| {
             let (log, ledger, world) = (log.clone(), ledger.clone(), world.clone());
             let deps = herald_ledger::Deps { log, ledger, world, member, stats: stats.clone() };
             herald_ledger::run(config.clone(), deps, shutdown)
@@ -200,7 +314,7 @@ impl Roles {
             stats: self.counters.worker.clone(),
         };
         let worker = config.worker.clone();
-        self.stage("worker", config.members.worker, move |member, shutdown| {
+        self.stage("worker", config.members.worker, &[Group::Worker], move |member, shutdown| {
             herald_worker::run(worker.clone(), deps.clone(), member, shutdown)
         });
     }
@@ -219,24 +333,30 @@ impl Roles {
             stats: self.counters.orchestrator.clone(),
         };
         let orchestrator = config.orchestrator.clone();
-        self.stage("orchestrator", config.members.orchestrator, move |member, shutdown| {
+        self.stage("orchestrator", config.members.orchestrator, &[Group::Orchestrator], move |member, shutdown| {
             herald_orchestrator::run(orchestrator.clone(), deps.clone(), member, shutdown)
         });
     }
 
-    /// Starts the members of a role. If one ends before it was told to, all roles are told so.
-    fn stage<F>(&mut self, name: &'static str, count: u32, member: impl Fn(Member, CancellationToken) -> F)
+    /// Starts the members of a role, which join these groups. One that must join anew does; if one ends otherwise before it was
+    /// told to, all roles are told so.
+    fn stage<F, R>(&mut self, name: &'static str, count: u32, groups: &[Group], run: R)
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
+        R: Fn(Member, CancellationToken) -> F + Send + Sync + 'static,
     {
         if count == 0 {
             tracing::warn!(role = name, "this role does not run here");
             return;
         }
-        let (shutdown, failed) = (CancellationToken::new(), self.failed.clone());
+        let (shutdown, failed, run) = (CancellationToken::new(), self.failed.clone(), Arc::new(run));
         let mut members = JoinSet::new();
-        for ordinal in 0..count {
-            members.spawn(member(Member { ordinal, count }, shutdown.clone()));
+        let Place { number, of } = self.place;
+        for ordinal in number * count..(number + 1) * count {
+            let member = Member { ordinal, count: count * of.max(1) };
+            groups.iter().for_each(|group| self.assignments.expect(*group, ordinal));
+            let (run, shutdown, rejoins) = (run.clone(), shutdown.clone(), self.counters.rejoins.clone());
+            members.spawn(async move { join_until(name, member, &*run, shutdown, &rejoins).await });
         }
         let told = shutdown.clone();
         let task = tokio::spawn(async move {
@@ -271,4 +391,44 @@ impl Roles {
         }
         result
     }
+}
+
+/// Runs a member until shutdown or a failure. Where it lost its partitions, or does not know what became of a commit, it
+/// drops what it held and joins its group anew, which tells it where to go on.
+async fn join_until<F>(
+    role: &str,
+    member: Member,
+    run: &(impl Fn(Member, CancellationToken) -> F + Sync),
+    shutdown: CancellationToken,
+    rejoins: &AtomicU64,
+) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>> + Send,
+{
+    let (first, longest) = REJOIN;
+    let mut pause = first;
+    loop {
+        let began = Instant::now();
+        let error = match run(member, shutdown.clone()).await {
+            Err(error) if may_rejoin(&error) => error,
+            ended => return ended,
+        };
+        if shutdown.is_cancelled() {
+            tracing::warn!(role, member.ordinal, error = format!("{error:#}"), "what a member had in hand is left to others");
+            return Ok(());
+        }
+        if began.elapsed() > longest {
+            pause = first;
+        }
+        rejoins.fetch_add(1, Relaxed);
+        tracing::warn!(role, member.ordinal, error = format!("{error:#}"), "a member joins its group anew");
+        shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
+        pause = (pause * 2).min(longest);
+    }
+}
+
+/// A log that is damaged stays so.
+fn may_rejoin(error: &anyhow::Error) -> bool {
+    let halted = error.downcast_ref::<Halted>();
+    halted.is_some_and(|halted| !matches!(halted, Halted::Unknown(LogError::Damaged(_))))
 }

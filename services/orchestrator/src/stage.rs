@@ -357,12 +357,7 @@ impl Stage {
     }
 
     async fn commit(&mut self, commit: Commit) -> anyhow::Result<Mark> {
-        match self.subscription.commit(commit).await {
-            Ok(Committed::Done(mark)) => Ok(mark),
-            Ok(Committed::Fenced) => anyhow::bail!("another orchestrator owns these partitions now"),
-            // It is unknown whether the commit is in. Only a new subscription, which reads the positions, can tell.
-            Err(error) => Err(anyhow::Error::from(error).context("a commit's outcome is unknown")),
-        }
+        Ok(Committed::or_halt(self.subscription.commit(commit).await)?)
     }
 }
 

@@ -99,11 +99,7 @@ impl Redriver {
         }
         let position = Position { offset: record.offset + 1, ..Position::default() };
         let commit = Commit { positions: vec![(record.at, position)], outputs: outputs.finish() };
-        match self.subscription.commit(commit).await {
-            Ok(Committed::Done(_)) => {}
-            Ok(Committed::Fenced) => anyhow::bail!("another redriver owns the orders now"),
-            Err(error) => return Err(anyhow::Error::from(error).context("a commit's outcome is unknown")),
-        }
+        Committed::or_halt(self.subscription.commit(commit).await)?;
         if let Some(told) = told {
             self.index.note(told);
         }

@@ -188,10 +188,8 @@ impl Router {
         if commit.positions.is_empty() {
             return Ok(());
         }
-        match self.subscription.commit(commit).await? {
-            Committed::Done(_) => Ok(()),
-            Committed::Fenced => anyhow::bail!("another router owns these tiers now"),
-        }
+        Committed::or_halt(self.subscription.commit(commit).await)?;
+        Ok(())
     }
 }
 

@@ -494,22 +494,15 @@ impl Worker {
     }
 
     async fn write(&mut self, commit: Commit) -> anyhow::Result<Mark> {
-        match self.subscription.commit(commit).await {
-            Ok(Committed::Done(mark)) => {
+        let committed = Committed::or_halt(self.subscription.commit(commit).await);
+        match committed {
+            Ok(_) => {
                 self.committed_ms = self.deps.world.now_ms();
                 self.freshness.committed();
-                Ok(mark)
             }
-            Ok(Committed::Fenced) => {
-                self.freshness.close();
-                anyhow::bail!("another worker owns these shards now")
-            }
-            // It is unknown whether the commit is in. Only a new subscription, which reads the positions, can tell.
-            Err(error) => {
-                self.freshness.close();
-                Err(anyhow::Error::from(error).context("a commit's outcome is unknown"))
-            }
+            Err(_) => self.freshness.close(),
         }
+        Ok(committed?)
     }
 }
 

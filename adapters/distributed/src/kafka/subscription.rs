@@ -277,4 +277,8 @@ impl Subscription for KafkaSubscription {
     async fn ends(&mut self, at: &[TopicPartition]) -> Result<Vec<u64>, LogError> {
         self.readers.ends(at.to_vec()).await
     }
+
+    fn is_assigned(&self) -> bool {
+        self.epoch != 0
+    }
 }

@@ -228,4 +228,8 @@ impl Subscription for EmbeddedSubscription {
         state.usable()?;
         at.iter().map(|at| Ok(state.partitions[state.existing_slot(*at)?].next)).collect()
     }
+
+    fn is_assigned(&self) -> bool {
+        self.assigned.is_none()
+    }
 }

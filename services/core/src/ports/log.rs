@@ -93,6 +93,31 @@ pub enum Committed {
     Fenced,
 }
 
+impl Committed {
+    /// The mark of a commit that is in; whoever has none must join its group anew.
+    ///
+    /// # Errors
+    /// [`Halted`], if it is not in, or may not be.
+    pub fn or_halt(outcome: Result<Self, LogError>) -> Result<Mark, Halted> {
+        match outcome {
+            Ok(Self::Done(mark)) => Ok(mark),
+            Ok(Self::Fenced) => Err(Halted::Fenced),
+            Err(error) => Err(Halted::Unknown(error)),
+        }
+    }
+}
+
+/// Why a member cannot go on with what it holds. A new subscription, which is told the group's positions, can.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Halted {
+    /// Another member owns a partition now.
+    #[error("another member owns these partitions now")]
+    Fenced,
+    /// It is unknown whether a commit is in.
+    #[error("a commit's outcome is unknown: {0}")]
+    Unknown(LogError),
+}
+
 /// Why the log could not do something.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LogError {
@@ -193,6 +218,9 @@ pub trait Subscription: Send + Sync {
     /// Where partitions end as of now, in order: behind the last record that there is. Who has read that record is at the
     /// end.
     async fn ends(&mut self, at: &[TopicPartition]) -> Result<Vec<u64>, LogError>;
+
+    /// Whether a poll has told which partitions are this member's, even if none are.
+    fn is_assigned(&self) -> bool;
 }
 
 /// The partition of a topic.

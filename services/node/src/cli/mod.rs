@@ -14,10 +14,12 @@ mod notify;
 mod output;
 mod people;
 mod serve;
+mod servers;
 mod steering;
 mod templates;
 mod tenants;
 mod terms;
+mod topics;
 
 use std::process::ExitCode;
 
@@ -44,6 +46,8 @@ enum Command {
     Run(serve::Run),
     Demo(serve::Demo),
     Config(serve::ShowConfig),
+    Migrate(servers::Migrate),
+    Topics(topics::Topics),
     Notify(notify::Notify),
     Status(notify::Status),
     Receipts(notify::Receipts),
@@ -137,6 +141,8 @@ impl Command {
             Self::Run(command) => command.run().await,
             Self::Demo(command) => command.run().await,
             Self::Config(command) => command.run(),
+            Self::Migrate(command) => command.run().await,
+            Self::Topics(command) => command.run(),
             Self::Notify(command) => command.run().await,
             Self::Status(command) => command.run().await,
             Self::Receipts(command) => command.run().await,

@@ -26,7 +26,7 @@ pub struct Settings {
 
 impl Settings {
     /// The configuration with what the command's own flags say on top.
-    fn load(&self, flags: Vec<(&str, Value)>) -> anyhow::Result<Config> {
+    pub(super) fn load(&self, flags: Vec<(&str, Value)>) -> anyhow::Result<Config> {
         let mut table = Table::new();
         for text in &self.set {
             let (key, value) =
@@ -124,9 +124,18 @@ Or with this program: export HERALD_URL={at} HERALD_KEY=hk_dev_demo; herald noti
     )
 }
 
-/// Runs with a configuration.
+/// Runs with a configuration: all roles, or some of them on servers that other processes share.
 #[derive(Debug, Args)]
 pub struct Run {
+    /// What runs in this process, such as gateway,control-plane; all roles unless said.
+    #[arg(long, value_delimiter = ',', value_name = "ROLE")]
+    roles: Vec<String>,
+    /// This process's name among those with the same roles, such as worker-0; the number at its end is its place.
+    #[arg(long, value_name = "NAME")]
+    instance: Option<String>,
+    /// The address of HTTP and gRPC.
+    #[arg(long)]
+    listen: Option<SocketAddr>,
     /// An address of their own for /healthz, /readyz and /metrics.
     #[arg(long)]
     ops_listen: Option<SocketAddr>,
@@ -149,8 +158,15 @@ impl Run {
             return Err(Failure::Usage(missing.into()));
         }
         logging::start("info");
-        let ops_listen = self.ops_listen.map(|address| ("ops_listen", Value::String(address.to_string())));
-        let config = self.settings.load(ops_listen.into_iter().collect())?;
+        let roles = (!self.roles.is_empty()).then(|| Value::Array(self.roles.into_iter().map(Value::String).collect()));
+        let flags = [
+            ("roles", roles),
+            ("instance", self.instance.map(Value::String)),
+            ("listen", self.listen.map(|address| Value::String(address.to_string()))),
+            ("ops_listen", self.ops_listen.map(|address| Value::String(address.to_string()))),
+        ];
+        let flags = flags.into_iter().filter_map(|(key, value)| Some((key, value?)));
+        let config = self.settings.load(flags.collect())?;
         Ok(Node::start(config, Mode::Plain).await?.run_until_signal().await?)
     }
 }

@@ -154,7 +154,7 @@ impl Drop for Process {
     }
 }
 
-fn client_of(port: u16) -> Client {
+pub fn client_of(port: u16) -> Client {
     let address = Address::from_shared(format!("http://127.0.0.1:{port}")).unwrap();
     let channel = address.timeout(Duration::from_secs(20)).connect_lazy();
     let api = InterceptedService::new(channel, Bearer("Bearer hk_dev_demo".parse().unwrap()));

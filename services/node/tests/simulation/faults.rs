@@ -229,6 +229,10 @@ impl Subscription for FaultySubscription {
         at.iter().try_for_each(|_| self.faults.read())?;
         self.inner.ends(at).await
     }
+
+    fn is_assigned(&self) -> bool {
+        self.inner.is_assigned()
+    }
 }
 
 fn with_a_receipt_twice(record: &mut NewRecord) {

@@ -1,0 +1,187 @@
+//! Processes that share servers: a log, a keyspace and keys of a test's own on the servers that `scripts/test` starts.
+
+use std::{
+    collections::BTreeMap,
+    net::TcpListener,
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use crate::support::{Client, PATIENCE, client_of};
+
+const HERALD: &str = env!("CARGO_BIN_EXE_herald");
+
+/// What a test has of the servers.
+pub struct Installation {
+    settings: Vec<String>,
+    /// A process that comes back is where it was.
+    ports: Mutex<BTreeMap<String, u16>>,
+    directory: tempfile::TempDir,
+}
+
+fn server(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| {
+        panic!("{variable} is not set: run `deploy/local/servers up`, then `source target/servers/env`")
+    })
+}
+
+impl Installation {
+    /// An empty one, with its schema and topics.
+    pub fn new() -> Self {
+        let name = format!("t{}", uuid::Uuid::now_v7().simple());
+        let settings = vec![
+            format!("log=kafka://{}/{name}", server("HERALD_TEST_KAFKA")),
+            format!("store=cql://{}/{name}", server("HERALD_TEST_CQL")),
+            format!("cache=redis://{}", server("HERALD_TEST_REDIS")),
+            format!("redis.prefix={name}"),
+            "kafka.replication_factor=1".into(),
+            "kafka.min_insync_replicas=1".into(),
+            "cql.replication={'class': 'SimpleStrategy', 'replication_factor': 1}".into(),
+            "layout.shards=4".into(),
+            "layout.requests_partitions=2".into(),
+            "layout.receipts_partitions=2".into(),
+        ];
+        let installation = Self { settings, ports: Mutex::default(), directory: tempfile::tempdir().unwrap() };
+        let migrated = installation.run(&["migrate"]);
+        assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+        installation
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(HERALD);
+        let (name, flags) = arguments.split_first().unwrap();
+        command.arg(name).stdin(Stdio::null());
+        for setting in &self.settings {
+            command.args(["--set", setting]);
+        }
+        // Last, so that they may set anew what all have.
+        command.args(flags);
+        command
+    }
+
+    /// Runs a command to its end.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Starts a process that goes on, and waits until it is ready.
+    pub async fn start(&self, name: &str, arguments: &[&str]) -> Running {
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = *self.ports.lock().unwrap().entry(name.to_owned()).or_insert_with(free);
+        let log = self.directory.path().join(format!("{name}.log"));
+        let output = std::fs::File::options().create(true).append(true).open(&log).unwrap();
+        let mut command = self.command(arguments);
+        let child = command
+            .args(["--listen", &format!("127.0.0.1:{port}")])
+            .stdout(output.try_clone().unwrap())
+            .stderr(output)
+            .spawn()
+            .unwrap();
+        let mut running = Running { child, port, log };
+        running.await_ready().await;
+        running
+    }
+}
+
+/// A process; killed when dropped.
+pub struct Running {
+    child: Child,
+    port: u16,
+    log: PathBuf,
+}
+
+impl Running {
+    async fn await_ready(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.readyz().await.is_some_and(|(status, _)| status == 200) {
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < deadline, "it is not ready; its log is:\n{}", self.tail());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// What it says of itself.
+    pub async fn readyz(&self) -> Option<(u16, serde_json::Value)> {
+        let output = Command::new("curl")
+            .args(["-s", "-m", "10", "-w", "\n%{http_code}", &format!("http://127.0.0.1:{}/readyz", self.port)])
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let (body, status) = text.rsplit_once('\n')?;
+        Some((status.parse().unwrap(), serde_json::from_str(body).ok()?))
+    }
+
+    /// A client of its API with the key of the demo tenant.
+    pub fn client(&self) -> Client {
+        client_of(self.port)
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, and whether it ended well.
+    pub fn terminate(mut self) -> bool {
+        self.signal("TERM");
+        self.child.wait().unwrap().success()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: &str) {
+        let told = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status().unwrap();
+        assert!(told.success(), "the process is not there");
+    }
+
+    /// The end of its log.
+    pub fn tail(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+}
+
+/// One of the servers.
+#[derive(Debug, Clone, Copy)]
+pub enum Server {
+    Kafka,
+    Cassandra,
+    Redis,
+}
+
+impl Server {
+    /// Takes it away from everybody until the answer is dropped; it loses nothing.
+    pub fn away(self) -> Away {
+        self.signal("STOP");
+        Away(self)
+    }
+
+    fn signal(self, signal: &str) {
+        let name = match self {
+            Self::Kafka => "kafka",
+            Self::Cassandra => "cassandra",
+            Self::Redis => "redis",
+        };
+        let told = Command::new(server("HERALD_TEST_SERVERS")).args(["signal", signal, name]).status().unwrap();
+        assert!(told.success(), "{name} is not there");
+    }
+}
+
+/// A server that is away.
+pub struct Away(Server);
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        self.0.signal("CONT");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _gone_already = self.child.kill();
+        let _reaped_already = self.child.wait();
+    }
+}

@@ -1,0 +1,10 @@
+//! Kafka, Cassandra and Redis: one process with all roles, and roles as processes of their own.
+
+mod installation;
+mod kill;
+mod roles;
+
+use tokio::sync::RwLock;
+
+/// Tests use the servers together; a test that stops one has them alone.
+static SERVERS: RwLock<()> = RwLock::const_new(());

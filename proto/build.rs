@@ -14,6 +14,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out.join("herald.bin"), &descriptors)?;
 
     let mut config = prost_build::Config::new();
+    // Its credentials must not be shown; see lib.rs.
+    config.skip_debug(["herald.v1.PutProviderRequest"]);
     config.bytes(["."]).btree_map(["."]).extern_path(".google.protobuf", "::pbjson_types").compile_well_known_types();
     tonic_prost_build::configure().compile_well_known_types(true).compile_fds_with_config(public, config)?;
     pbjson_build::Builder::new()

@@ -8,7 +8,7 @@ use axum::{
     http::{Request, StatusCode, header},
 };
 use herald_api::{audit::Auditing, auth::Authenticator, finish::Finish};
-use herald_core::{auth::Scope, ids::TenantId, record::Channel};
+use herald_core::{auth::Scope, clock::World, ids::TenantId, record::Channel, secrets::SecretKeys};
 use herald_proto::v1::{self, admin_server::Admin, templates_server::Templates};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use crate::{
     dead_letters::DeadLetters,
     grpc, http,
     service::Deps,
-    testing::{FakeAudit, FakeDirectory, FakeFleet, FakeLedger, FakeLog, FakeRegistry, Process},
+    testing::{FakeAudit, FakeDirectory, FakeFleet, FakeLedger, FakeLog, FakeOpener, FakeRegistry, Process},
 };
 
 pub(crate) struct Face {
@@ -28,6 +28,7 @@ pub(crate) struct Face {
     pub(crate) log: Arc<FakeLog>,
     pub(crate) ledger: Arc<FakeLedger>,
     pub(crate) fleet: Arc<FakeFleet>,
+    pub(crate) opener: Arc<FakeOpener>,
     pub(crate) process: Process,
 }
 
@@ -40,6 +41,7 @@ pub(crate) async fn face() -> Face {
     let (world, finish) = (publisher.world().clone(), Finish::new(publisher.world().entropy.clone()));
     let (ledger, fleet, audit) =
         (Arc::<FakeLedger>::default(), Arc::<FakeFleet>::default(), Arc::<FakeAudit>::default());
+    let opener = Arc::<FakeOpener>::default();
     let dead_letters = Arc::new(DeadLetters::new(log.clone(), publisher.world().clone()));
     let deps = Deps {
         publisher,
@@ -48,20 +50,27 @@ pub(crate) async fn face() -> Face {
         ledger: ledger.clone(),
         fleet: fleet.clone(),
         audit: audit.clone(),
-        providers: Arc::new(["smtp".to_owned()]),
+        opener: opener.clone(),
+        keys: Some(Arc::new(SecretKeys::parse(&SecretKeys::file_of(&[7; 32])).unwrap())),
         authenticator,
     };
-    Face {
-        router: http::routes(deps.clone()).into_router().layer(Auditing::new(audit, world)).layer(finish),
-        deps,
-        log,
-        ledger,
-        fleet,
-        process,
-    }
+    let router = router_of(&deps, audit, world, finish);
+    Face { router, deps, log, ledger, fleet, opener, process }
+}
+
+fn router_of(deps: &Deps, audit: Arc<FakeAudit>, world: World, finish: Finish) -> Router {
+    http::routes(deps.clone()).into_router().layer(Auditing::new(audit, world)).layer(finish)
 }
 
 impl Face {
+    /// As a process without a key file.
+    pub(crate) fn without_keys(&mut self) {
+        self.deps.keys = None;
+        let world = self.deps.publisher.world().clone();
+        let finish = Finish::new(world.entropy.clone());
+        self.router = router_of(&self.deps, Arc::default(), world, finish);
+    }
+
     async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Value) -> (StatusCode, Value) {
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in headers {
@@ -81,7 +90,7 @@ impl Face {
     }
 }
 
-const ADMIN_CALLS: [(&str, &str); 14] = [
+const ADMIN_CALLS: [(&str, &str); 18] = [
     ("PUT", "/v1/admin/tenants/x"),
     ("GET", "/v1/admin/tenants/demo"),
     ("GET", "/v1/admin/tenants"),
@@ -95,6 +104,10 @@ const ADMIN_CALLS: [(&str, &str); 14] = [
     ("PUT", "/v1/admin/switches"),
     ("GET", "/v1/admin/switches"),
     ("DELETE", "/v1/admin/switches/sw_1"),
+    ("PUT", "/v1/admin/providers/p"),
+    ("GET", "/v1/admin/providers"),
+    ("GET", "/v1/admin/providers/p"),
+    ("DELETE", "/v1/admin/providers/p"),
     ("GET", "/v1/admin/audit"),
 ];
 

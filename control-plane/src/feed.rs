@@ -7,6 +7,7 @@ use herald_core::{
     control::{ControlReads, control},
     policy::Policy,
     ports::log::{Log, LogError, Record},
+    providers::Providers,
     record::{Control, Schema},
 };
 use prost::Message;
@@ -18,9 +19,10 @@ const RECORDS_A_READ: usize = 1_000;
 /// within the last second.
 const READ_EVERY: Duration = Duration::from_millis(200);
 
-/// The snapshot as of now: everything on `control`. A role starts with it, so that its first decision is an informed one.
-pub async fn read_policy(log: &dyn Log) -> Result<Policy, LogError> {
-    let mut policy = Policy::default();
+/// The snapshot as of now: everything on `control`, and the providers of the configuration. A role starts with it, so that its
+/// first decision is an informed one.
+pub async fn read_policy(log: &dyn Log, configured: Providers) -> Result<Policy, LogError> {
+    let mut policy = Policy::default().with_configured(configured);
     catch_up(log, &mut policy).await?;
     Ok(policy)
 }

@@ -19,6 +19,7 @@ use crate::{
     lag::lag,
     limits::{self, NewQuota},
     messages::{self, object},
+    providers,
     service::{Deps, Page, preview},
     switches, templates, tenants,
     views::{PreviewBody, PreviewUser},
@@ -279,6 +280,51 @@ impl Admin for AdminService {
         answer(&self.0, request, async |call: Call<v1::GetDeadLetterRequest>| {
             call.caller.require_operator()?;
             self.0.dead_letters.get(&call.message.id).await
+        })
+        .await
+    }
+
+    async fn put_provider(&self, request: Request<v1::PutProviderRequest>) -> Result<Response<v1::Provider>, Status> {
+        let mut answered = answer(&self.0, request, async |call: Call<v1::PutProviderRequest>| {
+            call.caller.require_operator()?;
+            providers::put(&self.0, call.message).await
+        })
+        .await?;
+        let note = providers::note_of(answered.get_ref());
+        answered.extensions_mut().insert(note);
+        Ok(answered)
+    }
+
+    async fn get_provider(&self, request: Request<v1::GetProviderRequest>) -> Result<Response<v1::Provider>, Status> {
+        answer(&self.0, request, async |call: Call<v1::GetProviderRequest>| {
+            call.caller.require_operator()?;
+            providers::get(&self.0.publisher, &call.message.name).await
+        })
+        .await
+    }
+
+    async fn list_providers(
+        &self,
+        request: Request<v1::ListProvidersRequest>,
+    ) -> Result<Response<v1::ListProvidersResponse>, Status> {
+        answer(&self.0, request, async |call: Call<v1::ListProvidersRequest>| {
+            call.caller.require_operator()?;
+            let v1::ListProvidersRequest { page_size, page_token } = call.message;
+            let page = Page::open(lists::providers(), page_size, page_token.as_deref())?;
+            let providers = providers::list(&self.0.publisher, page.after.as_deref(), page.limit).await?;
+            let next_page_token = page.next(providers.len(), providers.last().map(|last| last.name.as_str()));
+            Ok(v1::ListProvidersResponse { providers, next_page_token })
+        })
+        .await
+    }
+
+    async fn delete_provider(
+        &self,
+        request: Request<v1::DeleteProviderRequest>,
+    ) -> Result<Response<v1::DeleteProviderResponse>, Status> {
+        answer(&self.0, request, async |call: Call<v1::DeleteProviderRequest>| {
+            call.caller.require_operator()?;
+            providers::delete(&self.0, &call.message.name).await
         })
         .await
     }

@@ -27,7 +27,7 @@ use crate::{
     audit,
     keys::{self, NewKey},
     limits::{self, NewQuota},
-    messages,
+    messages, providers,
     service::{Deps, Page, preview},
     switches, templates, tenants,
     views::*,
@@ -54,6 +54,10 @@ pub fn routes(deps: Deps) -> Routes {
         .on(Route::get("/v1/admin/switches", "Admin.ListSwitches"), list_switches)
         .on(Route::put("/v1/admin/switches", "Admin.PutSwitch"), put_switch)
         .on(Route::delete("/v1/admin/switches/{id}", "Admin.DeleteSwitch"), delete_switch)
+        .on(Route::get("/v1/admin/providers", "Admin.ListProviders"), list_providers)
+        .on(Route::get("/v1/admin/providers/{name}", "Admin.GetProvider"), get_provider)
+        .on(Route::put("/v1/admin/providers/{name}", "Admin.PutProvider"), put_provider)
+        .on(Route::delete("/v1/admin/providers/{name}", "Admin.DeleteProvider"), delete_provider)
         .merge(dead_letters::routes())
         .on(Route::put("/v1/admin/limits", "Admin.PutLimit"), put_limit)
         .on(Route::get("/v1/admin/limits", "Admin.ListLimits"), list_limits)
@@ -116,6 +120,10 @@ pub(crate) mod lists {
 
     pub(crate) fn limits() -> List {
         List::new("limits", &[])
+    }
+
+    pub(crate) fn providers() -> List {
+        List::new("providers", &[])
     }
 
     pub(crate) fn switches() -> List {
@@ -355,6 +363,49 @@ async fn delete_switch(
 ) -> Answer<v1::DeleteSwitchResponse> {
     caller.require_operator()?;
     Ok(Json(switches::delete(&deps, &id).await?))
+}
+
+async fn put_provider(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    Path(name): Path<String>,
+    body: Body,
+) -> Noted<v1::Provider> {
+    caller.require_operator()?;
+    let asked: v1::PutProviderRequest = body.read()?;
+    same_id("name", &name, Some(asked.name.as_str()).filter(|name| !name.is_empty()))?;
+    let set = providers::put(&deps, v1::PutProviderRequest { name, ..asked }).await?;
+    Ok((Extension(providers::note_of(&set)), Json(set)))
+}
+
+async fn get_provider(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    Path(name): Path<String>,
+) -> Answer<v1::Provider> {
+    caller.require_operator()?;
+    Ok(Json(providers::get(&deps.publisher, &name).await?))
+}
+
+async fn list_providers(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    query: Query,
+) -> Answer<v1::ListProvidersResponse> {
+    caller.require_operator()?;
+    let page = page(query, lists::providers())?;
+    let providers = providers::list(&deps.publisher, page.after.as_deref(), page.limit).await?;
+    let next_page_token = page.next(providers.len(), providers.last().map(|last| last.name.as_str()));
+    Ok(Json(v1::ListProvidersResponse { providers, next_page_token }))
+}
+
+async fn delete_provider(
+    State(deps): State<Deps>,
+    Authenticated { caller, .. }: Authenticated,
+    Path(name): Path<String>,
+) -> Answer<v1::DeleteProviderResponse> {
+    caller.require_operator()?;
+    Ok(Json(providers::delete(&deps, &name).await?))
 }
 
 async fn list_audit(

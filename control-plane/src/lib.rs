@@ -23,6 +23,9 @@ pub mod keys;
 pub mod lag;
 pub mod limits;
 pub mod messages;
+#[cfg(test)]
+mod provider_tests;
+pub mod providers;
 pub mod publisher;
 pub mod reports;
 pub mod service;

@@ -9,8 +9,9 @@ use herald_api::{
 use herald_core::{
     ids::TenantId,
     people::User,
-    ports::{audit::Audit, directory::Directory, fleet::Fleet, ledger::Ledger},
+    ports::{audit::Audit, channel::Opener, directory::Directory, fleet::Fleet, ledger::Ledger},
     problem::Problem,
+    secrets::SecretKeys,
     templates::PersonContext,
 };
 use serde_json::Value;
@@ -37,8 +38,10 @@ pub struct Deps {
     pub fleet: Arc<dyn Fleet>,
     /// What operators did.
     pub audit: Arc<dyn Audit>,
-    /// The names of the providers that messages are handed to.
-    pub providers: Arc<[String]>,
+    /// Opens providers, and tries them.
+    pub opener: Arc<dyn Opener>,
+    /// What seals their credentials, if anything does.
+    pub keys: Option<Arc<SecretKeys>>,
     /// Who calls.
     pub authenticator: Authenticator,
 }

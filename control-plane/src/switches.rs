@@ -236,7 +236,7 @@ fn check_scope(deps: &Deps, policy: &Policy, scope: &SwitchScope) -> Result<(), 
             unknown("template", "template");
         }
     }
-    if scope.provider.as_ref().is_some_and(|provider| !deps.providers.contains(provider)) {
+    if scope.provider.as_ref().is_some_and(|provider| policy.providers().get(provider).is_none()) {
         unknown("provider", "provider");
     }
     if scope.region.as_ref().is_some_and(|region| *region != deps.publisher.identity().region) {

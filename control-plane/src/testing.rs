@@ -21,12 +21,14 @@ use herald_core::{
     ports::{
         StoreError,
         audit::{Audit, AuditFilter, AuditRow},
+        channel::{self, Opener, ProviderFault},
         directory::{AudienceKey, AudiencePage, Changed, Directory, Membership, PersonChange},
         fleet::{Fleet, ProcessReport},
         ledger::{AdmittedRow, Flush, ForeignToken, Ledger, Page, ReceiptRow, ReceiptScope, RequestRow, RequestScope},
         log::*,
         registry::{Registry, Versioned, Written},
     },
+    providers::{ProviderRow, Providers},
     record::{Channel, Control, Cursor, Manifest},
     topic::{Group, Layout, TopicPartition},
 };
@@ -209,7 +211,9 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn start(log: &Arc<FakeLog>, registry: &Arc<FakeRegistry>) -> Self {
-        let (sender, policy) = watch::channel(Arc::new(Policy::default()));
+        let (sender, policy) = watch::channel(Arc::new(
+            Policy::default().with_configured(Providers::configured([(Channel::Email, "smtp".to_owned())])),
+        ));
         let world = World::new(Arc::new(Counted::default()), Arc::new(Counted::default()));
         let publisher = Arc::new(Publisher::new(log.clone(), registry.clone(), policy, world));
         let reads = Arc::new(ControlReads::default());
@@ -378,5 +382,44 @@ impl Audit for FakeAudit {
         let rows = self.0.lock().unwrap();
         let items = rows.iter().rev().filter(|row| filter.takes(row)).take(limit).cloned().collect();
         Ok(Ok(Page { items, next: None }))
+    }
+}
+
+/// Opens whatever is of the kind smtp, and says of it what a test commands.
+#[derive(Default)]
+pub(crate) struct FakeOpener {
+    pub(crate) fault: Mutex<Option<ProviderFault>>,
+    pub(crate) checked: Mutex<Vec<ProviderRow>>,
+}
+
+struct NoChannel;
+
+#[async_trait]
+impl channel::Channel for NoChannel {
+    fn kind(&self) -> Channel {
+        Channel::Email
+    }
+
+    fn provider(&self) -> &str {
+        "none"
+    }
+
+    async fn deliver(&self, _: Vec<channel::Message>, _: Arc<dyn channel::Gate>, _: Arc<dyn channel::Sink>) {
+        unreachable!("the control plane sends nothing")
+    }
+}
+
+#[async_trait]
+impl Opener for FakeOpener {
+    fn open(&self, provider: &ProviderRow) -> Result<Arc<dyn channel::Channel>, ProviderFault> {
+        match provider.kind.as_str() {
+            "smtp" => Ok(Arc::new(NoChannel)),
+            kind => Err(ProviderFault::NotBuilt(kind.to_owned())),
+        }
+    }
+
+    async fn check(&self, provider: &ProviderRow) -> Result<(), ProviderFault> {
+        self.checked.lock().unwrap().push(provider.clone());
+        self.fault.lock().unwrap().clone().map_or(Ok(()), Err)
     }
 }

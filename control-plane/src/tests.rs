@@ -256,7 +256,7 @@ async fn what_must_be_there_is_created_once() {
     ensure_dev(&restarted.publisher).await.unwrap();
     assert_eq!(world.log.published().len(), before);
 
-    let policy = read_policy(&*world.log).await.unwrap();
+    let policy = read_policy(&*world.log, Default::default()).await.unwrap();
     assert_eq!(policy.secret(SIGNING_SECRET).map(str::len), Some(64));
     let key = policy.key("dev_demo").unwrap();
     assert_eq!(key.sha256, sha256_hex(DEV_KEY.as_bytes()));

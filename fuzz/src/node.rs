@@ -24,7 +24,7 @@ use herald_embedded::{
     log::{EmbeddedLog, LogOptions},
     store::Stores,
 };
-use herald_gateway::{App, Gateway, admit::ChannelSet};
+use herald_gateway::{App, Gateway};
 use herald_node::{
     backends::Backends,
     node::{control_plane_routes, gateway_deps},
@@ -118,10 +118,9 @@ impl Node {
         let mail = Arc::new(NullChannel::new(Channel::Email));
         let roles = Roles::start(&Config::default(), &backends, vec![mail], &world).await.unwrap();
         bootstrap::ensure_dev(&roles.publisher).await.unwrap();
-        let channels = ChannelSet::of([Channel::InApp, Channel::Email]);
-        let deps = gateway_deps(&roles, &backends, &world, channels);
+        let deps = gateway_deps(&roles, &backends, &world);
         let gateway = Gateway::new(herald_gateway::Config::default(), deps, CancellationToken::new());
-        let app = herald_gateway::app(&gateway, control_plane_routes(&roles, &backends, &world));
+        let app = herald_gateway::app(&gateway, control_plane_routes(&roles, &backends, None, &world));
         let node = Self { backends, world, app, roles };
         node.set_up().await;
         node

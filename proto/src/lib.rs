@@ -18,3 +18,10 @@ pub mod record {
 
 /// The descriptors of the public API, for gRPC reflection and OpenAPI.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/herald.bin"));
+
+impl std::fmt::Debug for v1::PutProviderRequest {
+    /// Without credentials, whoever logs it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PutProviderRequest").field("name", &self.name).field("kind", &self.kind).finish_non_exhaustive()
+    }
+}

@@ -9,8 +9,9 @@ use herald_templates::{Limits as TemplateLimits, Template, TemplateSource};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::{NotificationId, TenantId},
+    ids::{NotificationId, TenantId, channel_of_name},
     limits::{Limit, LimitRow, Limits},
+    providers::{ProviderRow, Providers},
     record::Control,
     switches::{SwitchRow, SwitchState, Switches, Traffic},
 };
@@ -33,6 +34,9 @@ pub mod kind {
     pub const CANCEL: &str = "cancel";
     /// [`crate::limits::LimitRow`] by its id.
     pub const LIMIT: &str = "limit";
+
+    /// [`crate::providers::ProviderRow`] by its name.
+    pub const PROVIDER: &str = "provider";
 
     /// Whether policies of a kind are written to `control` and nowhere else. Of such a policy the last record holds,
     /// whatever its version.
@@ -189,6 +193,7 @@ pub struct Policy {
     templates: Arc<HashMap<TenantId, HashMap<String, TemplateVersions>>>,
     secrets: Arc<HashMap<String, String>>,
     limits: Arc<Limits>,
+    providers: Arc<Providers>,
     switches: Arc<Switches>,
     cancels: Arc<BTreeMap<NotificationId, CancelRow>>,
     /// Counts the changes of switches and cancels.
@@ -278,6 +283,17 @@ impl Policy {
                 Arc::make_mut(&mut self.limits).insert(Limit::of(row).ok_or_else(no_quota)?);
             }
             (kind::LIMIT, true) => Arc::make_mut(&mut self.limits).remove(&control.key),
+            (kind::PROVIDER, false) => {
+                let row: ProviderRow = serde_json::from_slice(&control.value).map_err(unreadable)?;
+                let no_channel = || UnreadablePolicy {
+                    kind: control.kind.clone(),
+                    key: control.key.clone(),
+                    cause: format!("there is no channel {:?}", row.channel),
+                };
+                let channel = channel_of_name(&row.channel).ok_or_else(no_channel)?;
+                Arc::make_mut(&mut self.providers).set(channel, row);
+            }
+            (kind::PROVIDER, true) => Arc::make_mut(&mut self.providers).remove(&control.key),
             (kind::SWITCH, false) => {
                 let row: SwitchRow = serde_json::from_slice(&control.value).map_err(unreadable)?;
                 Arc::make_mut(&mut self.switches).set(&control.key, row);
@@ -345,6 +361,16 @@ impl Policy {
     /// The limits in force.
     pub fn limits(&self) -> &Arc<Limits> {
         &self.limits
+    }
+
+    /// Who delivers. The same snapshot as before is at the same place.
+    pub fn providers(&self) -> &Arc<Providers> {
+        &self.providers
+    }
+
+    /// The same policies where these providers are configured; to be called before any are applied.
+    pub fn with_configured(self, providers: Providers) -> Self {
+        Self { providers: Arc::new(providers), ..self }
     }
 
     /// Every switch.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{channel_name, hash128},
+    providers::Providers,
     record::Channel,
 };
 
@@ -122,27 +123,6 @@ pub struct Traffic<'a> {
     pub region: &'a str,
 }
 
-/// Who delivers on each channel, by name; in-app needs nobody.
-#[derive(Debug, Clone, Default)]
-pub struct Providers(Vec<(Channel, String)>);
-
-impl Providers {
-    /// These; the first of a channel serves it.
-    pub fn of(providers: impl IntoIterator<Item = (Channel, String)>) -> Self {
-        Self(providers.into_iter().collect())
-    }
-
-    /// The provider that serves a channel.
-    pub fn serving(&self, channel: Channel) -> Option<&str> {
-        self.0.iter().find(|(served, _)| *served == channel).map(|(_, name)| name.as_str())
-    }
-
-    /// Every name.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|(_, name)| name.as_str())
-    }
-}
-
 /// A notification on its way, before or while it is sent on its channels.
 #[derive(Debug, Clone, Copy)]
 pub struct OnItsWay<'a> {
@@ -157,15 +137,28 @@ pub struct OnItsWay<'a> {
 }
 
 impl<'a> OnItsWay<'a> {
-    /// Its messages on a channel.
-    pub fn on(&self, channel: Channel) -> Traffic<'a> {
-        let Self { tenant, template, region, providers } = *self;
-        Traffic { tenant, template, channel: Some(channel_name(channel)), provider: providers.serving(channel), region }
+    /// As a whole, while nothing is known of its channels.
+    pub fn as_a_whole(&self) -> Traffic<'a> {
+        let Self { tenant, template, region, .. } = *self;
+        Traffic { tenant, template, channel: None, provider: None, region }
     }
 
-    /// What holds for it as a whole: the mildest state of its channels, since what one channel must not send another may.
+    /// Its messages on a channel by a provider; by nobody on in-app.
+    pub fn by(&self, channel: Channel, provider: Option<&'a str>) -> Traffic<'a> {
+        Traffic { channel: Some(channel_name(channel)), provider, ..self.as_a_whole() }
+    }
+
+    /// What holds on a channel: the mildest state of the providers that serve it, since what one of them must not send
+    /// another may.
+    pub fn on(&self, channel: Channel, switches: &Switches, now_ms: u64) -> SwitchState {
+        let serving = self.providers.serving(channel, self.tenant);
+        let states = serving.iter().map(|provider| switches.state(&self.by(channel, Some(&provider.name)), now_ms));
+        states.min().unwrap_or_else(|| switches.state(&self.by(channel, None), now_ms))
+    }
+
+    /// What holds for it as a whole: the mildest state of its channels.
     pub fn state(&self, channels: impl Iterator<Item = Channel>, switches: &Switches, now_ms: u64) -> SwitchState {
-        channels.map(|channel| switches.state(&self.on(channel), now_ms)).min().unwrap_or_default()
+        channels.map(|channel| self.on(channel, switches, now_ms)).min().unwrap_or_default()
     }
 }
 
@@ -333,15 +326,27 @@ mod tests {
 
     #[test]
     fn as_a_whole_it_may_go_while_one_channel_may() {
-        let providers = Providers::of([(Channel::Email, "smtp".to_owned()), (Channel::Email, "spare".to_owned())]);
+        let providers = Providers::configured([(Channel::Email, "smtp".to_owned())]);
         let way = OnItsWay { tenant: "acme", template: "comment", region: "eu", providers: &providers };
         let mut switches = Switches::default();
         let state = |switches: &Switches| way.state([Channel::InApp, Channel::Email].into_iter(), switches, 0);
         switches.set("a", row(scope([None, None, None, Some("smtp"), None]), SwitchState::Off, None));
-        assert_eq!((state(&switches), switches.state(&way.on(Channel::Email), 0)), (SwitchState::On, SwitchState::Off));
+        assert_eq!((state(&switches), way.on(Channel::Email, &switches, 0)), (SwitchState::On, SwitchState::Off));
         switches.set("b", row(scope([None, None, Some("in_app"), None, None]), SwitchState::Hold, None));
         assert_eq!(state(&switches), SwitchState::Hold);
         assert_eq!(way.state(std::iter::empty(), &switches, 0), SwitchState::On);
+    }
+
+    #[test]
+    fn a_channel_may_go_while_one_of_its_providers_may() {
+        let both = [(Channel::Email, "smtp".to_owned()), (Channel::Email, "spare".to_owned())];
+        let providers = Providers::configured(both);
+        let way = OnItsWay { tenant: "acme", template: "comment", region: "eu", providers: &providers };
+        let mut switches = Switches::default();
+        switches.set("a", row(scope([None, None, None, Some("smtp"), None]), SwitchState::Off, None));
+        assert_eq!(way.on(Channel::Email, &switches, 0), SwitchState::On);
+        switches.set("b", row(scope([None, None, None, Some("spare"), None]), SwitchState::Hold, None));
+        assert_eq!(way.on(Channel::Email, &switches, 0), SwitchState::Hold);
     }
 
     fn field() -> impl Strategy<Value = Option<&'static str>> {

@@ -20,7 +20,7 @@ use herald_core::{
     ids::TenantId,
     policy::{KeyRow, Policy, TemplateHead, TemplateRow, TenantRow, kind, template_head_key, template_row_key},
     ports::log::Identity,
-    record::{Channel, Control},
+    record::Control,
     topic::Layout,
 };
 use herald_embedded::{
@@ -30,7 +30,7 @@ use herald_embedded::{
     sessions::LocalSessions,
     store::Stores,
 };
-use herald_gateway::{Config, Deps, admit::ChannelSet};
+use herald_gateway::{Config, Deps};
 use herald_proto::v1::{self, notifications_client::NotificationsClient};
 use serde_json::json;
 use tokio::{net::TcpListener, sync::watch};
@@ -187,8 +187,6 @@ fn serve(
             sessions: Arc::new(LocalSessions::new()),
             audit: stores.audit.clone(),
             policy,
-            channels: ChannelSet::of([Channel::InApp]),
-            providers: Default::default(),
             world: World::new(clock, Arc::new(Counter(AtomicU64::new(1)))),
             stats: Arc::default(),
         };

@@ -12,7 +12,7 @@ use herald_core::{
     ports::log::{Identity, NewRecord},
     problem::{FieldError, Kind, Problem},
     record::{self, Channel, Envelope, Schema, SectionSummary, audience},
-    switches::{OnItsWay, Providers, SwitchState},
+    switches::{OnItsWay, SwitchState},
     templates::{self, Template},
     topic::{Lane, Topic, TopicPartition},
 };
@@ -25,22 +25,6 @@ use crate::{config::NotificationLimits, data, people};
 const DEFAULT_TTL_MS: u64 = 86_400_000;
 /// The longest idempotency or dedupe key.
 pub const MAX_KEY_BYTES: usize = 255;
-
-/// A set of channels.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ChannelSet(u8);
-
-impl ChannelSet {
-    /// These channels.
-    pub fn of(channels: impl IntoIterator<Item = Channel>) -> Self {
-        Self(channels.into_iter().fold(0, |set, channel| set | 1 << channel as u8))
-    }
-
-    /// Whether a channel is in the set.
-    pub fn has(self, channel: Channel) -> bool {
-        self.0 & 1 << channel as u8 != 0
-    }
-}
 
 /// A well-formed notification: what can be said without knowing any policy.
 #[derive(Debug, Clone, PartialEq)]
@@ -167,7 +151,6 @@ impl Draft {
         self,
         policy: &Policy,
         tenant: &TenantId,
-        available: ChannelSet,
         limits: &NotificationLimits,
         now_ms: u64,
     ) -> Result<Admitted, Problem> {
@@ -175,7 +158,8 @@ impl Draft {
         let template = version.compiled().map_err(|reason| {
             Problem::refused("template_unusable", format!("This version cannot be used any more: {reason}"))
         })?;
-        let channels = resolve_channels(template, &self.channels, available)?;
+        let is_served = |channel| channel == Channel::InApp || policy.providers().serve(channel, tenant.as_str());
+        let channels = resolve_channels(template, &self.channels, is_served)?;
         if template.has_data_schema() {
             check_data(template, &self.data)?;
         }
@@ -215,17 +199,12 @@ impl Admitted {
     ///
     /// # Errors
     /// 422 `switched_off`.
-    pub fn check_switches(
-        &self,
-        policy: &Policy,
-        region: &str,
-        providers: &Providers,
-        now_ms: u64,
-    ) -> Result<(), Problem> {
+    pub fn check_switches(&self, policy: &Policy, region: &str, now_ms: u64) -> Result<(), Problem> {
         if policy.switches().is_empty() {
             return Ok(());
         }
         let record::Notification { tenant, template_id, .. } = &self.notification;
+        let providers = policy.providers();
         let way = OnItsWay { tenant, template: template_id, region, providers };
         let channels = self.channels.iter().filter_map(|channel| Channel::try_from(*channel).ok());
         if way.state(channels, policy.switches(), now_ms) == SwitchState::Off {
@@ -529,7 +508,11 @@ fn find_template<'p>(
 
 /// The channels to send on: those asked for, which the template must offer, or all of the template's that have a
 /// provider.
-fn resolve_channels(template: &Template, asked: &[Channel], available: ChannelSet) -> Result<Vec<i32>, Problem> {
+fn resolve_channels(
+    template: &Template,
+    asked: &[Channel],
+    is_served: impl Fn(Channel) -> bool,
+) -> Result<Vec<i32>, Problem> {
     let offered: Vec<Channel> = template.channels().map(of_template).collect();
     let refuse = |code: &'static str, channel: Option<Channel>, detail: String| {
         let field = match channel.and_then(|channel| asked.iter().position(|asked| *asked == channel)) {
@@ -544,13 +527,13 @@ fn resolve_channels(template: &Template, asked: &[Channel], available: ChannelSe
         if !offered.contains(channel) {
             return refuse("channel_not_in_template", Some(*channel), format!("The template says nothing for {name}."));
         }
-        if !available.has(*channel) {
+        if !is_served(*channel) {
             return refuse("channel_not_configured", Some(*channel), format!("No provider is set up for {name}."));
         }
     }
     let chosen = if asked.is_empty() { &offered } else { asked };
     let usable: Vec<i32> =
-        chosen.iter().filter(|channel| available.has(**channel)).map(|channel| *channel as i32).collect();
+        chosen.iter().filter(|channel| is_served(**channel)).map(|channel| *channel as i32).collect();
     if usable.is_empty() {
         let names: Vec<&str> = offered.iter().map(|channel| channel_name(*channel)).collect();
         let detail = format!("No provider is set up for any channel of the template ({}).", names.join(", "));

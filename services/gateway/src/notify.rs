@@ -126,9 +126,9 @@ impl Gateway {
 
     fn admit(&self, draft: Draft, tenant: &TenantId, policy: &Policy) -> Result<Admitted, Problem> {
         let now_ms = self.now_ms();
-        let admitted = draft.admit(policy, tenant, self.deps.channels, &self.config.notification, now_ms)?;
+        let admitted = draft.admit(policy, tenant, &self.config.notification, now_ms)?;
         let region = &self.deps.log.identity().region;
-        admitted.check_switches(policy, region, &self.deps.providers, now_ms)?;
+        admitted.check_switches(policy, region, now_ms)?;
         Ok(admitted)
     }
 

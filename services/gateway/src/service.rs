@@ -12,13 +12,11 @@ use herald_core::{
         log::Log, sessions::Sessions,
     },
     problem::{Kind, Problem},
-    switches::Providers,
 };
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    admit::ChannelSet,
     config::Config,
     live::{Live, LiveDeps},
     quota::Quotas,
@@ -46,10 +44,6 @@ pub struct Deps {
     pub audit: Arc<dyn Audit>,
     /// The newest policies.
     pub policy: watch::Receiver<Arc<Policy>>,
-    /// The channels that have a provider; in-app always has.
-    pub channels: ChannelSet,
-    /// Who delivers, as switches name them.
-    pub providers: Providers,
     /// Clock and randomness.
     pub world: World,
     /// What it counts.

@@ -15,7 +15,7 @@ use herald_core::{
     ports::ledger::{AdmittedRow, Page, ReceiptRow, ReceiptScope, RequestRow, RequestScope},
     problem::Problem,
     record::{Channel, State},
-    switches::{OnItsWay, Providers, SwitchState, Traffic},
+    switches::{OnItsWay, SwitchState},
     topic::Group,
 };
 use herald_proto::v1;
@@ -44,7 +44,7 @@ impl Gateway {
 
     /// What operators and callers did with what is under way.
     pub(crate) fn steered<'a>(&'a self, policy: &'a Policy) -> Steered<'a> {
-        Steered { policy, region: &self.deps.log.identity().region, providers: &self.deps.providers }
+        Steered { policy, region: &self.deps.log.identity().region }
     }
 
     /// The row of a request. An id that is not known is waited for until the reader of the requests topics has passed
@@ -248,8 +248,6 @@ pub struct Steered<'a> {
     pub policy: &'a Policy,
     /// Where we are.
     pub region: &'a str,
-    /// Who delivers.
-    pub providers: &'a Providers,
 }
 
 /// The state and the books of a row.
@@ -304,19 +302,20 @@ pub(crate) fn state_of(id: NotificationId, row: &RequestRow, steered: &Steered<'
 
 /// Whether a switch holds everything that is left of a request.
 fn is_held(admitted: &AdmittedRow, totals: Option<&Totals>, steered: &Steered<'_>, now_ms: u64) -> bool {
-    let Steered { policy, region, providers } = *steered;
+    let Steered { policy, region } = *steered;
     if policy.switches().is_empty() || admitted.send_at_ms > now_ms {
         return false;
     }
-    let way = OnItsWay { tenant: admitted.tenant.as_str(), template: &admitted.template_id, region, providers };
+    let (tenant, template) = (admitted.tenant.as_str(), admitted.template_id.as_str());
+    let way = OnItsWay { tenant, template, region, providers: policy.providers() };
     // While pages are to come, every channel has something left.
     let has_more = totals.is_none_or(|totals| !totals.complete);
     let left = totals.into_iter().flat_map(Totals::by_channel);
     let left = left.filter(|(_, totals)| has_more || totals.in_flight() > 0).map(|(channel, _)| channel);
     let channels: Vec<Channel> = left.collect();
     let states: Vec<SwitchState> = match channels.as_slice() {
-        [] => vec![policy.switch_state(&Traffic { channel: None, provider: None, ..way.on(Channel::InApp) }, now_ms)],
-        channels => channels.iter().map(|channel| policy.switch_state(&way.on(*channel), now_ms)).collect(),
+        [] => vec![policy.switch_state(&way.as_a_whole(), now_ms)],
+        channels => channels.iter().map(|channel| way.on(*channel, policy.switches(), now_ms)).collect(),
     };
     !states.iter().any(|state| state.sends()) && states.contains(&SwitchState::Hold)
 }
@@ -379,6 +378,7 @@ mod tests {
     use herald_core::{
         policy::{CancelRow, kind},
         ports::ledger::AdmittedRow,
+        providers::Providers,
         record::{self, CancelAck, Control},
         switches::{SwitchRow, SwitchScope},
         topic::Layout,
@@ -404,8 +404,9 @@ mod tests {
     }
 
     fn status(policy: &Policy, totals: Option<Totals>, send_at_ms: u64) -> v1::RequestStatus {
-        let providers = Providers::of([(Channel::Email, "smtp".to_owned())]);
-        let steered = Steered { policy, region: "eu", providers: &providers };
+        let providers = Providers::configured([(Channel::Email, "smtp".to_owned())]);
+        let policy = &policy.clone().with_configured(providers);
+        let steered = Steered { policy, region: "eu" };
         request_status(ID, &row(totals, send_at_ms), &steered, NOW_MS)
     }
 

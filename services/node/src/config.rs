@@ -54,6 +54,8 @@ pub struct Config {
     pub layout: Layout,
     /// The embedded log.
     pub disk: Disk,
+    /// Secrets at rest.
+    pub secrets: Secrets,
     /// Mail.
     pub email: Email,
     /// Traces.
@@ -124,6 +126,14 @@ pub struct Tls {
     /// A PEM file; empty for none.
     pub certificate_file: String,
     /// A PEM file; empty for none.
+    pub key_file: String,
+}
+
+/// Secrets at rest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Secrets {
+    /// A file of keys; empty for none.
     pub key_file: String,
 }
 

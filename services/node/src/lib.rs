@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod node;
 pub mod ops;
 pub mod roles;
+pub mod secrets;
 pub mod storage;
 pub mod traces;
 pub mod verify;

@@ -13,8 +13,10 @@ use herald_core::{
         StoreError,
         fleet::{Fleet, ProcessReport},
     },
+    secrets::SecretKeys,
 };
-use herald_gateway::{admit::ChannelSet, serve::Listener, tls::Tls};
+use herald_gateway::{serve::Listener, tls::Tls};
+use herald_worker::OpenProviders;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +29,7 @@ use crate::{
     mailbox, metrics,
     ops::{self, Ops},
     roles::{self, Counters, Place, Role, Roles},
+    secrets,
     storage::Storage,
     traces::{self, Exporter},
     world,
@@ -91,11 +94,16 @@ impl Node {
         };
         let mailbox = start_mailbox(&mut config, mode, &stopping).await?;
         // Before the storage, so that a wrong setting leaves no data directory behind.
-        let channels = channels::open(&config, &world)?;
+        let channels = channels::configured(&config, &world)?;
+        let keys = secrets::configured(&config)?;
         config.check_export_directory()?;
         let storage = Storage::open(&config, &world).await?;
-        let in_app = herald_core::record::Channel::InApp;
-        let available = ChannelSet::of(channels.iter().map(|channel| channel.kind()).chain([in_app]));
+        let keys = match (keys, config.data_directory().filter(|_| storage.local().is_some())) {
+            (None, Some(directory)) if mode == Mode::Dev => Some(secrets::development(directory, &world)?),
+            (keys, _) => keys,
+        };
+        let keys = keys.map(Arc::new);
+        let opener = Arc::new(channels::Adapters::new(&config, keys.clone(), &world));
         let roles = roles::Config {
             orchestrator: config.orchestrator.clone(),
             worker: config.worker.clone(),
@@ -111,7 +119,8 @@ impl Node {
             only_for_development(&backends).await?;
         }
         refuse_namesake(&config.instance, &roles.process, &*backends.fleet).await?;
-        let mut roles = Roles::start(&roles, &backends, channels, &world).await?;
+        let providers = Arc::new(OpenProviders::new(channels, opener));
+        let mut roles = Roles::start_with(&roles, &backends, providers, &world).await?;
         roles.counters.lost_spans = lost_spans;
         if mode == Mode::Dev {
             let ensured = bootstrap::ensure_dev(&roles.publisher).await;
@@ -143,7 +152,7 @@ impl Node {
         });
         let mut extra = Routes::new();
         if config.roles.contains(&Role::ControlPlane) {
-            extra = extra.merge(control_plane_routes(&roles, &backends, &world));
+            extra = extra.merge(control_plane_routes(&roles, &backends, keys, &world));
         }
         if let Some(local) = storage.local() {
             let backups = local.backups(config.disk.low_water_bytes, &world);
@@ -159,7 +168,7 @@ impl Node {
             None => extra,
         };
         let gateway = if config.roles.contains(&Role::Gateway) {
-            let deps = gateway_deps(&roles, &backends, &world, available);
+            let deps = gateway_deps(&roles, &backends, &world);
             let (failed, shutdown) = (roles.failed.clone(), stopping.clone());
             start_gateway(config.gateway.clone(), deps, api, extra, failed, shutdown)
         } else {
@@ -387,7 +396,12 @@ async fn start_mailbox(
 }
 
 /// Templates, tenants and keys, over HTTP and gRPC.
-pub fn control_plane_routes(roles: &Roles, backends: &Backends, world: &World) -> Routes {
+pub fn control_plane_routes(
+    roles: &Roles,
+    backends: &Backends,
+    keys: Option<Arc<SecretKeys>>,
+    world: &World,
+) -> Routes {
     let deps = herald_control_plane::service::Deps {
         publisher: roles.publisher.clone(),
         directory: backends.directory.clone(),
@@ -395,7 +409,8 @@ pub fn control_plane_routes(roles: &Roles, backends: &Backends, world: &World) -
         ledger: backends.ledger.clone(),
         fleet: backends.fleet.clone(),
         audit: backends.audit.clone(),
-        providers: roles.providers.names().map(str::to_owned).collect(),
+        opener: roles.providers.opener().clone(),
+        keys,
         authenticator: Authenticator::new(roles.policy.clone(), world.clock.clone()),
     };
     let (templates, admin) = herald_control_plane::grpc::services(deps.clone());
@@ -406,7 +421,7 @@ pub fn control_plane_routes(roles: &Roles, backends: &Backends, world: &World) -
 }
 
 /// What the gateway stands on.
-pub fn gateway_deps(roles: &Roles, backends: &Backends, world: &World, channels: ChannelSet) -> herald_gateway::Deps {
+pub fn gateway_deps(roles: &Roles, backends: &Backends, world: &World) -> herald_gateway::Deps {
     herald_gateway::Deps {
         log: backends.log.clone(),
         admissions: backends.admissions.clone(),
@@ -418,9 +433,7 @@ pub fn gateway_deps(roles: &Roles, backends: &Backends, world: &World, channels:
         audit: backends.audit.clone(),
         policy: roles.policy.clone(),
         world: world.clone(),
-        channels,
         stats: roles.counters.gateway.clone(),
-        providers: roles.providers.clone(),
     }
 }
 

@@ -23,10 +23,10 @@ use herald_core::{
         channel::Channel,
         log::{Halted, LogError, Member},
     },
-    switches::Providers,
     topic::Group,
 };
 use herald_ledger::stats::LedgerStats;
+use herald_worker::OpenProviders;
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::watch,
@@ -175,8 +175,8 @@ pub struct Roles {
     pub policy: watch::Receiver<Arc<Policy>>,
     /// Writes policies.
     pub publisher: Arc<Publisher>,
-    /// Who delivers, as switches name them.
-    pub providers: Providers,
+    /// Who delivers.
+    pub providers: Arc<OpenProviders>,
     /// What the roles count.
     pub counters: Counters,
     control: Arc<ControlReads>,
@@ -197,14 +197,25 @@ struct Stage {
 }
 
 impl Roles {
-    /// Reads the policies and starts the roles of this process.
+    /// Starts the roles of this process with these channels and no others.
     pub async fn start(
         config: &Config,
         backends: &Backends,
         channels: Vec<Arc<dyn Channel>>,
         world: &World,
     ) -> anyhow::Result<Self> {
-        let policy = read_policy(&*backends.log).await.context("the policies cannot be read")?;
+        Self::start_with(config, backends, Arc::new(OpenProviders::fixed(channels)), world).await
+    }
+
+    /// Reads the policies and starts the roles of this process.
+    pub async fn start_with(
+        config: &Config,
+        backends: &Backends,
+        providers: Arc<OpenProviders>,
+        world: &World,
+    ) -> anyhow::Result<Self> {
+        let policy =
+            read_policy(&*backends.log, providers.configured()).await.context("the policies cannot be read")?;
         let (sender, receiver) = watch::channel(Arc::new(policy));
         let assignments = Arc::<Assignments>::default();
         let backends = &Backends { log: assignments.watch(backends.log.clone()), ..backends.clone() };
@@ -213,7 +224,7 @@ impl Roles {
         let mut roles = Self {
             policy: receiver,
             publisher: Arc::new(publisher),
-            providers: Providers::of(channels.iter().map(|c| (c.kind(), c.provider().to_owned()))),
+            providers,
             control: Arc::default(),
             versions: Arc::default(),
             assignments,
@@ -230,7 +241,7 @@ impl Roles {
             roles.start_ledger(config, backends, world);
         }
         if config.roles.contains(&Role::Worker) {
-            roles.start_worker(config, backends, channels, world);
+            roles.start_worker(config, backends, world);
             roles.start_movers(backends, world);
         }
         if config.roles.contains(&Role::Orchestrator) {
@@ -298,7 +309,7 @@ impl Roles {
         });
     }
 
-    fn start_worker(&mut self, config: &Config, backends: &Backends, channels: Vec<Arc<dyn Channel>>, world: &World) {
+    fn start_worker(&mut self, config: &Config, backends: &Backends, world: &World) {
         let deps = herald_worker::Deps {
             log: backends.log.clone(),
             directory: backends.directory.clone(),
@@ -306,7 +317,7 @@ impl Roles {
             budgets: backends.budgets.clone(),
             inbox: backends.inbox.clone(),
             sessions: backends.sessions.clone(),
-            channels,
+            providers: self.providers.clone(),
             policy: self.policy.clone(),
             control: self.control.clone(),
             versions: self.versions.clone(),
@@ -327,7 +338,6 @@ impl Roles {
             budgets: backends.budgets.clone(),
             policy: self.policy.clone(),
             control: self.control.clone(),
-            providers: self.providers.clone(),
             versions: self.versions.clone(),
             world: world.clone(),
             stats: self.counters.orchestrator.clone(),

@@ -21,7 +21,6 @@ use herald_core::{
         directory::Directory,
         log::{Log, Member},
     },
-    switches::Providers,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -61,8 +60,6 @@ pub struct Deps {
     pub policy: watch::Receiver<Arc<Policy>>,
     /// How far they are known to be read.
     pub control: Arc<ControlReads>,
-    /// Who delivers, as switches name them.
-    pub providers: Providers,
     /// Where the role says which policies it runs.
     pub versions: Arc<RoleVersions>,
     /// Clock and chance.

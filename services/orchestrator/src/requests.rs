@@ -183,8 +183,8 @@ impl Stage {
             Ok(_) if !first => return Expanded::SecondAdmission,
             Ok(said) => said,
         };
-        let (region, providers) = (&self.deps.log.identity().region, &self.deps.providers);
-        let slow = match self.steering.decide(&request, &notification, region, providers, now_ms) {
+        let region = &self.deps.log.identity().region;
+        let slow = match self.steering.decide(&request, &notification, region, now_ms) {
             Steer::Go { slow } => slow,
             Steer::Wait(wait) => {
                 self.count(&self.deps.stats.held, u64::from(notification.send_at_ms <= now_ms));

@@ -11,7 +11,7 @@ use herald_core::{
     outputs::{Outputs, Wait},
     policy::Policy,
     record::{CancelAck, Notification, Request, WaitCause},
-    switches::{OnItsWay, Providers, SwitchState},
+    switches::{OnItsWay, SwitchState},
     waiting::LONGEST_WAIT_MS,
 };
 use tokio::sync::watch;
@@ -79,14 +79,7 @@ impl Steering {
 
     /// Decides on a page. A request's first page is expanded even if it must not be sent, so that every person of a short
     /// list is accounted for; a chain ends, or is held, at its next.
-    pub(crate) fn decide(
-        &self,
-        request: &Request,
-        notification: &Notification,
-        region: &str,
-        providers: &Providers,
-        now_ms: u64,
-    ) -> Steer {
+    pub(crate) fn decide(&self, request: &Request, notification: &Notification, region: &str, now_ms: u64) -> Steer {
         let id = NotificationId::from_slice(&notification.id);
         if id.is_some_and(|id| self.policy.cancel(&notification.tenant, &id).is_some()) {
             return Steer::Stop;
@@ -95,6 +88,7 @@ impl Steering {
             return Steer::Wait(Wait::until(notification.send_at_ms));
         }
         let tenant = notification.tenant.as_str();
+        let providers = self.policy.providers();
         let way = OnItsWay { tenant, template: &notification.template_id, region, providers };
         let is_first = request.cursor.is_none();
         match way.state(request.channels(), self.policy.switches(), now_ms) {
@@ -176,7 +170,7 @@ mod tests {
         let mut notification = Notification { id, tenant: "acme".into(), expires_ms: 100_000, ..Default::default() };
         change(&mut request, &mut notification);
         let steering = Steering::new(policies, Arc::default());
-        steering.decide(&request, &notification, "eu", &Providers::default(), 50_000)
+        steering.decide(&request, &notification, "eu", 50_000)
     }
 
     #[test]

@@ -73,10 +73,7 @@ impl Breaker {
     pub(crate) fn passage(&mut self, now_ms: u64) -> Passage {
         match self.state {
             State::Closed => return Passage::All,
-            // A clock that was set back must not keep it open.
-            State::Open { until_ms } if now_ms < until_ms && until_ms - now_ms <= 3_600_000 => {
-                return Passage::Not { until_ms };
-            }
+            State::Open { until_ms } if self.is_waiting(now_ms) => return Passage::Not { until_ms },
             State::Open { .. } => self.state = State::Probing { at_once: 1 },
             State::Probing { .. } => {}
         }
@@ -84,6 +81,12 @@ impl Breaker {
             State::Probing { at_once } if self.under_way < at_once => Passage::Some(at_once - self.under_way),
             _ => Passage::Not { until_ms: now_ms + FIRST_WAIT_MS / 2 },
         }
+    }
+
+    /// Whether nothing may go before a time that lies ahead.
+    pub(crate) fn is_waiting(&self, now_ms: u64) -> bool {
+        // A clock that was set back must not keep it open.
+        matches!(self.state, State::Open { until_ms } if now_ms < until_ms && until_ms - now_ms <= 3_600_000)
     }
 
     /// Whether what is sent now tries whether the provider is up again.

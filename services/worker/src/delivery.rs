@@ -296,6 +296,7 @@ pub(crate) struct DecidedAt {
 
 struct BatchGate {
     batch: u64,
+    provider: Arc<str>,
     freshness: Arc<Freshness>,
     steering: Arc<Steering>,
     decided_at: DecidedAt,
@@ -312,7 +313,7 @@ impl Gate for BatchGate {
         let section = &self.sections[*at];
         let open = section.shard_is_ours.load(Relaxed)
             && self.freshness.may_start(self.decided_at.generation, &section.head.tenant, user)
-            && self.steering.may_start(&section.head, self.decided_at.steered);
+            && self.steering.may_start(&section.head, &self.provider, self.decided_at.steered);
         if open && section.is_awaited && section.not_begun.fetch_sub(1, AcqRel) == 1 {
             self.events.push(Event::Started { batch: self.batch, section: *at });
         }
@@ -339,6 +340,7 @@ impl Drop for OverOnDrop {
 pub(crate) struct Dispatch {
     pub batch: u64,
     pub channel: Arc<dyn Channel>,
+    pub provider: Arc<str>,
     pub log: Arc<dyn Log>,
     pub freshness: Arc<Freshness>,
     pub steering: Arc<Steering>,
@@ -361,7 +363,7 @@ impl Dispatch {
         tokio::spawn(async move {
             let Self { batch, channel, log, freshness, steering, events, decided_at, rests_on, deadline, .. } = self;
             let _over = OverOnDrop { batch, events: events.clone() };
-            let messages = self.messages;
+            let (messages, provider) = (self.messages, self.provider);
             if log.durable(rests_on).await.is_ok() {
                 let users = messages.iter().map(|message| message.user.clone());
                 let users = self.section_of.into_iter().zip(users).collect();
@@ -370,6 +372,7 @@ impl Dispatch {
                 let of_gate = begun.clone();
                 let gate = BatchGate {
                     batch,
+                    provider,
                     freshness,
                     steering,
                     decided_at,

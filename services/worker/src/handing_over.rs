@@ -9,10 +9,7 @@ use std::{
 use hashbrown::HashSet;
 use herald_core::{
     ids::shard_of,
-    ports::{
-        channel::{Channel, Message},
-        log::Mark,
-    },
+    ports::{channel::Message, log::Mark},
 };
 
 use crate::{
@@ -29,11 +26,17 @@ const MESSAGES_PER_BATCH: usize = 256;
 /// The most messages of a batch that a switch slows.
 const SLOWED_MESSAGES_PER_BATCH: usize = MESSAGES_PER_BATCH / DIVISOR as usize;
 
-/// Batches of each channel.
+/// Batches of each provider.
 #[derive(Default)]
 pub(crate) struct Outgoing {
     /// Those that a switch slows are apart.
-    by_channel: BTreeMap<(i32, bool), Vec<Gathering>>,
+    by_provider: BTreeMap<(Arc<str>, bool), Batches>,
+}
+
+/// Batches of one provider, of which the last is filled.
+pub(crate) struct Batches {
+    most: usize,
+    gathered: Vec<Gathering>,
 }
 
 /// A batch that is being gathered.
@@ -49,16 +52,23 @@ struct Gathering {
 }
 
 impl Outgoing {
+    /// The batches of a provider, slowed ones or others.
+    pub(crate) fn of(&mut self, provider: &Arc<str>, slowed: bool) -> &mut Batches {
+        let most = if slowed { SLOWED_MESSAGES_PER_BATCH } else { MESSAGES_PER_BATCH };
+        let none = || Batches { most, gathered: Vec::new() };
+        self.by_provider.entry((provider.clone(), slowed)).or_insert_with(none)
+    }
+}
+
+impl Batches {
     /// Adds the message of a job's instance, by its place in the chunk.
     pub(crate) fn push(&mut self, job: &Job, shard: &mut Shard, at: usize, message: Message) {
         let user = user_of(&message);
-        let batches = self.by_channel.entry((job.queued.chunk.head.channel as i32, job.slowed)).or_default();
-        let most = if job.slowed { SLOWED_MESSAGES_PER_BATCH } else { MESSAGES_PER_BATCH };
-        let has_room = |last: &Gathering| last.messages.len() < most && !last.users.contains(&user);
-        if !batches.last().is_some_and(has_room) {
-            batches.push(Gathering::default());
+        let has_room = |last: &Gathering| last.messages.len() < self.most && !last.users.contains(&user);
+        if !self.gathered.last().is_some_and(has_room) {
+            self.gathered.push(Gathering::default());
         }
-        if let Some(last) = batches.last_mut() {
+        if let Some(last) = self.gathered.last_mut() {
             last.users.insert(user);
             last.push(job, shard, at, message);
         }
@@ -114,19 +124,19 @@ impl Gathering {
 impl Worker {
     /// Hands gathered messages to their providers.
     pub(crate) fn hand_over(&mut self, outgoing: Outgoing, decided_at: DecidedAt) {
-        for gathering in outgoing.by_channel.into_values().flatten() {
+        let batches = outgoing.by_provider.into_iter();
+        let batches = batches.flat_map(|((name, _), of)| of.gathered.into_iter().map(move |one| (name.clone(), one)));
+        for (name, gathering) in batches {
             let Some(channel) = gathering.sections.first().map(|section| section.head.channel) else { continue };
-            let Some(provider) = self.deps.channels.iter().find(|provider| provider.kind() == channel).cloned() else {
-                continue;
-            };
+            let Some(provider) = self.ways.get(&name).cloned() else { continue };
             let Gathering { sections, gate, items, messages, rests_on, .. } = gathering;
             let id = self.next_batch;
             self.next_batch += 1;
             self.deps.stats.add(|s| &s.attempts, items.len() as u64);
-            let name: Arc<str> = Channel::provider(provider.as_ref()).into();
             let dispatch = Dispatch {
                 batch: id,
                 channel: provider,
+                provider: name.clone(),
                 log: self.deps.log.clone(),
                 freshness: self.freshness.clone(),
                 steering: self.steering.clone(),
@@ -142,8 +152,8 @@ impl Worker {
             dispatch.spawn();
             let is_first = |item: &&Item| sections[item.section].head.section.attempts == 0;
             let first_attempts = items.iter().filter(is_first).count() as u64;
-            let probes = self.pacing.handed_over(channel, items.len() as u64, first_attempts);
             let begun_ms = self.deps.world.now_ms();
+            let probes = self.pacing.handed_over(&name, items.len() as u64, first_attempts, begun_ms);
             self.batches.insert(id, Batch { channel, provider: name, begun_ms, sections, items, probes });
         }
     }

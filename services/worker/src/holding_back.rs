@@ -21,22 +21,22 @@ impl Worker {
         let now_ms = self.deps.world.now_ms();
         for job in jobs {
             let head = &job.queued.chunk.head;
+            let provider = job.provider.as_ref();
+            let name = provider.map(|name| &**name);
             let mut slowed_by = Vec::new();
-            for (id, row) in self.steering.slowing(policy, head, now_ms) {
+            for (id, row) in self.steering.slowing(policy, head, name, now_ms) {
                 let slow = (id, head.channel);
                 self.pacing.slowing.slow(&slow, |kind| self.steering.is_about(&row, kind), now_ms);
                 slowed_by.push(slow);
             }
             job.slowed = !slowed_by.is_empty();
-            if !job.slowed && self.pacing.is_free(head.channel, head.section.attempts) {
+            if !job.slowed && self.pacing.is_free(name, head.section.attempts) {
                 continue;
             }
             let wanted = job.sending();
             if wanted == 0 {
                 continue;
             }
-            let provider = self.deps.channels.iter().find(|provider| provider.kind() == head.channel);
-            let provider = provider.map_or("", |provider| provider.provider());
             let lane = job.queued.lane();
             let pass = self.pacing.admit(head, lane, provider, &slowed_by, wanted, &self.deps.world).await;
             self.deps.stats.add(|s| &s.paced, wanted - pass.count);

@@ -19,8 +19,15 @@ pub(crate) struct InDoubt {
 
 impl InDoubt {
     pub(crate) fn new(limit: u64, channels: usize) -> Self {
-        let channel_limit = if channels > 1 { limit / 2 } else { limit };
-        Self { limit, channel_limit: channel_limit.max(1), handed_over: Counts::default(), settling: Vec::new() }
+        let mut window = Self { limit, channel_limit: limit, handed_over: Counts::default(), settling: Vec::new() };
+        window.serve(channels);
+        window
+    }
+
+    /// From now on there are so many channels.
+    pub(crate) fn serve(&mut self, channels: usize) {
+        let channel_limit = if channels > 1 { self.limit / 2 } else { self.limit };
+        self.channel_limit = channel_limit.max(1);
     }
 
     /// The most instances that can be handed over at once, whatever they are.
@@ -31,9 +38,13 @@ impl InDoubt {
     /// Whether so many more can be handed over.
     pub(crate) fn has_room(&self, lane: Lane, channel: Channel, count: u64) -> bool {
         let limit = if lane == Lane::Bulk { self.limit * 3 / 4 } else { self.limit };
-        channel == Channel::InApp
-            || (self.total() + count <= limit.max(1)
-                && self.handed_over[channel as usize] + count <= self.channel_limit)
+        channel == Channel::InApp || (self.total() + count <= limit.max(1) && self.fits_channel(channel, count))
+    }
+
+    /// Whether the channel's part has room. What was put together while that was larger goes alone.
+    fn fits_channel(&self, channel: Channel, count: u64) -> bool {
+        let handed_over = self.handed_over[channel as usize];
+        handed_over == 0 || handed_over + count <= self.channel_limit
     }
 
     /// Counts what is handed over. In-app has no provider, so it is never in doubt.
@@ -115,12 +126,24 @@ mod tests {
     #[test]
     fn a_channel_that_hangs_leaves_room_for_others_and_bulk_leaves_room_for_transactional_messages() {
         let mut in_doubt = InDoubt::new(100, 2);
-        assert!(!in_doubt.has_room(Lane::Transactional, Channel::Email, 51));
-        in_doubt.hand_over(Channel::Email, 50);
+        in_doubt.hand_over(Channel::Email, 20);
+        assert!(!in_doubt.has_room(Lane::Transactional, Channel::Email, 31));
+        in_doubt.hand_over(Channel::Email, 30);
         assert!(!in_doubt.has_room(Lane::Transactional, Channel::Email, 1));
         assert!(in_doubt.has_room(Lane::Bulk, Channel::Push, 25) && !in_doubt.has_room(Lane::Bulk, Channel::Push, 26));
         assert!(in_doubt.has_room(Lane::Transactional, Channel::Push, 50));
         assert!(in_doubt.has_room(Lane::Bulk, Channel::InApp, 10_000));
+    }
+
+    #[test]
+    fn what_was_put_together_before_another_channel_came_goes_alone() {
+        let mut in_doubt = InDoubt::new(100, 1);
+        let put_together = in_doubt.largest_batch() as u64;
+        in_doubt.serve(2);
+        in_doubt.hand_over(Channel::Email, 1);
+        assert!(!in_doubt.has_room(Lane::Bulk, Channel::Email, put_together));
+        in_doubt.drop(Channel::Email, 1);
+        assert!(in_doubt.has_room(Lane::Bulk, Channel::Email, put_together));
     }
 
     #[test]

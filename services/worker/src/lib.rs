@@ -21,6 +21,7 @@ mod order;
 mod pacing;
 mod people;
 mod prepare;
+mod providers;
 mod receipts;
 mod recent;
 mod redriver;
@@ -47,7 +48,6 @@ use herald_core::{
     policy::Policy,
     ports::{
         budgets::Budgets,
-        channel::Channel,
         claims::Claims,
         directory::Directory,
         inbox::Inbox,
@@ -58,6 +58,7 @@ use herald_core::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use providers::OpenProviders;
 pub use redriver::run as run_redriver;
 pub use router::{RouterDeps, run as run_router};
 pub use stats::Stats;
@@ -126,8 +127,8 @@ pub struct Deps {
     pub inbox: Arc<dyn Inbox>,
     /// Live connections.
     pub sessions: Arc<dyn Sessions>,
-    /// Providers; the first of a kind serves the channel.
-    pub channels: Vec<Arc<dyn Channel>>,
+    /// The ways out.
+    pub providers: Arc<OpenProviders>,
     /// Tenants, templates, switches and cancels.
     pub policy: watch::Receiver<Arc<Policy>>,
     /// How far policies are known to be read.

@@ -1,6 +1,6 @@
 //! How much may be sent now: limits, the provider's health and its pace. What may not waits in a delay tier.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use herald_core::{
     clock::World,
@@ -8,7 +8,7 @@ use herald_core::{
     limits::Limits,
     outputs::Wait,
     ports::{budgets::Budgets, channel::Outcome},
-    record::{Channel, WaitCause},
+    record::WaitCause,
     topic::Lane,
     waiting::{Short, Waiting},
 };
@@ -26,8 +26,6 @@ const LONGEST_HINT_MS: u64 = 3_600_000;
 
 /// Waits for a provider that is down are spread over this time, so that not all ask at once.
 const SPREAD_MS: u64 = 4_000;
-
-const CHANNELS: usize = 5;
 
 /// What may be sent of a section.
 #[derive(Debug)]
@@ -49,32 +47,36 @@ struct Provider {
     retries: RetryBudget,
 }
 
+impl Provider {
+    fn new(now_ms: u64) -> Self {
+        let (breaker, throttle) = (Breaker::default(), Throttle::default());
+        Self { breaker, planned: 0, throttle, retries: RetryBudget::new(now_ms) }
+    }
+}
+
 /// A worker's view of limits and providers.
 pub(crate) struct Pacing {
     leases: Leases,
     /// What `waiting` was made with: places follow from rates.
     limits: Arc<Limits>,
-    /// By channel: the first provider of a kind serves it.
-    providers: [Provider; CHANNELS],
+    /// By name, from the first message on.
+    providers: BTreeMap<Arc<str>, Provider>,
     waiting: Waiting,
     pub slowing: Slowing,
+    /// The name of who sends in-app.
+    nobody: Arc<str>,
 }
 
 impl Pacing {
     /// `members` workers share the budgets.
-    pub(crate) fn new(budgets: Arc<dyn Budgets>, members: u32, now_ms: u64) -> Self {
-        let provider = || Provider {
-            breaker: Breaker::default(),
-            planned: 0,
-            throttle: Throttle::default(),
-            retries: RetryBudget::new(now_ms),
-        };
+    pub(crate) fn new(budgets: Arc<dyn Budgets>, members: u32) -> Self {
         Self {
             leases: Leases::new(budgets, members),
             limits: Arc::default(),
-            providers: std::array::from_fn(|_| provider()),
+            providers: BTreeMap::new(),
             waiting: Waiting::default(),
             slowing: Slowing::default(),
+            nobody: "".into(),
         }
     }
 
@@ -86,10 +88,21 @@ impl Pacing {
         }
     }
 
+    /// Forgets providers but those that are the same as before.
+    pub(crate) fn keep_providers(&mut self, same: impl Fn(&str) -> bool) {
+        self.providers.retain(|name, _| same(name));
+    }
+
+    /// Whether messages that could go to others should go to a provider: it is up, or it is time to try.
+    pub(crate) fn is_up(&self, name: &str, now_ms: u64) -> bool {
+        self.providers.get(name).is_none_or(|provider| !provider.breaker.is_waiting(now_ms))
+    }
+
     /// Whether there is nothing to ask before a first attempt is sent.
-    pub(crate) fn is_free(&self, channel: Channel, attempts: u32) -> bool {
-        let provider = &self.providers[channel as usize];
-        self.limits.is_empty() && attempts == 0 && provider.breaker.is_closed() && provider.throttle.quota().is_none()
+    pub(crate) fn is_free(&self, provider: Option<&str>, attempts: u32) -> bool {
+        let well = |provider: &Provider| provider.breaker.is_closed() && provider.throttle.quota().is_none();
+        let provider = provider.and_then(|name| self.providers.get(name));
+        self.limits.is_empty() && attempts == 0 && provider.is_none_or(well)
     }
 
     /// Takes what so many messages of a section need of every budget. Those that get nothing ask again when it is worth
@@ -98,13 +111,14 @@ impl Pacing {
         &mut self,
         head: &Head,
         lane: Lane,
-        provider: &str,
+        provider: Option<&Arc<str>>,
         slowed_by: &[Slow],
         wanted: u64,
         world: &World,
     ) -> Pass {
         let now_ms = world.now_ms();
-        let at = &mut self.providers[head.channel as usize];
+        let provider = provider.unwrap_or(&self.nobody);
+        let at = self.providers.entry(provider.clone()).or_insert_with(|| Provider::new(now_ms));
         let mut count = wanted;
         let mut short = None;
         let mut budgets = self.limits.for_sending(&head.tenant, &head.notification.template_id, head.channel, provider);
@@ -175,32 +189,44 @@ impl Pacing {
 
     /// Notes messages that are handed to a provider, of which so many are first attempts. Returns how many of them are
     /// probes.
-    pub(crate) fn handed_over(&mut self, channel: Channel, count: u64, first_attempts: u64) -> u64 {
-        let provider = &mut self.providers[channel as usize];
+    pub(crate) fn handed_over(&mut self, provider: &Arc<str>, count: u64, first_attempts: u64, now_ms: u64) -> u64 {
+        let provider = self.providers.entry(provider.clone()).or_insert_with(|| Provider::new(now_ms));
         provider.retries.earn(first_attempts);
         if provider.breaker.handed_over(count) { count } else { 0 }
     }
 
     /// All that was admitted is handed over, or will not be.
     pub(crate) fn turn_is_over(&mut self) {
-        self.providers.iter_mut().for_each(|provider| provider.planned = 0);
+        self.providers.values_mut().for_each(|provider| provider.planned = 0);
     }
 
     /// Notes that so many probes will have no answer any more.
-    pub(crate) fn forget(&mut self, channel: Channel, probes: u64) {
-        self.providers[channel as usize].breaker.forget(probes);
+    pub(crate) fn forget(&mut self, provider: &str, probes: u64) {
+        if let Some(provider) = self.providers.get_mut(provider) {
+            provider.breaker.forget(probes);
+        }
     }
 
-    /// Notes what a provider answered.
-    pub(crate) fn answered(&mut self, channel: Channel, probe: bool, outcome: &Outcome, world: &World) {
+    /// Notes what a provider answered; `probes` of what it was given are probes.
+    pub(crate) fn answered<'a>(
+        &mut self,
+        provider: &str,
+        outcomes: impl Iterator<Item = &'a Outcome>,
+        probes: &mut u64,
+        world: &World,
+    ) {
         let now_ms = world.now_ms();
-        let provider = &mut self.providers[channel as usize];
-        let health = health_of(outcome);
-        if health != Health::Unknown {
-            let refused = matches!(outcome, Outcome::RetryAfter { after: Some(_), .. });
-            provider.throttle.answered(refused, now_ms);
+        let Some(provider) = self.providers.get_mut(provider) else { return };
+        for outcome in outcomes {
+            let probe = *probes > 0;
+            *probes -= u64::from(probe);
+            let health = health_of(outcome);
+            if health != Health::Unknown {
+                let refused = matches!(outcome, Outcome::RetryAfter { after: Some(_), .. });
+                provider.throttle.answered(refused, now_ms);
+            }
+            provider.breaker.answered(health, probe, now_ms, world);
         }
-        provider.breaker.answered(health, probe, now_ms, world);
     }
 }
 

@@ -32,7 +32,7 @@ use crate::{
     people::Known,
     prepare::{NoRenderer, Renderer, content_of},
     receipts::End,
-    section::inline_known,
+    section::{Chunk, inline_known},
     shard::{Queued, Shard},
     spans::tell_of_items,
     stage::Worker,
@@ -58,6 +58,8 @@ pub(crate) struct Job {
     pub order: Option<OrderKey>,
     /// Taken singly and noted first, since one like it killed its worker.
     careful: bool,
+    /// By whom it is sent; nobody on in-app, and where there is nobody.
+    pub provider: Option<Arc<str>>,
     /// What its instances are rendered with, once it is known.
     rendering: Option<Rendering>,
     /// Who they are for, in the order of its chunk.
@@ -89,6 +91,29 @@ impl Job {
     /// How many are to be sent.
     pub(crate) fn sending(&self) -> u64 {
         self.fates.iter().filter(|fate| matches!(fate, Fate::Send)).count() as u64
+    }
+
+    /// A job of which nothing else is known yet.
+    fn new(shard: u32, queued: Queued, order: Option<OrderKey>, careful: bool) -> Self {
+        Self {
+            shard,
+            queued,
+            order,
+            careful,
+            provider: None,
+            rendering: None,
+            people: Vec::new(),
+            fates: Vec::new(),
+            slowed: false,
+            pass: None,
+        }
+    }
+
+    /// Some of its users, for a provider; before anything else is known of it.
+    pub(crate) fn part(&self, provider: Arc<str>, users: Vec<u32>) -> Self {
+        let chunk = Chunk { users, head: self.queued.chunk.head.clone(), ..self.queued.chunk };
+        let part = Self::new(self.shard, Queued { chunk, ..self.queued }, self.order, self.careful);
+        Self { provider: Some(provider), ..part }
     }
 
     fn category(&self) -> &str {
@@ -153,18 +178,7 @@ impl Worker {
             self.in_doubt.hand_over(head.channel, queued.cost());
             taken += queued.cost();
             let careful = shard.tracks.get(&queued.topic).is_some_and(|track| track.is_careful(queued.unit));
-            let (rendering, people, fates) = (None, Vec::new(), Vec::new());
-            jobs.push(Job {
-                shard: number,
-                queued,
-                order,
-                careful,
-                rendering,
-                people,
-                fates,
-                slowed: false,
-                pass: None,
-            });
+            jobs.push(Job::new(number, queued, order, careful));
             if careful {
                 break;
             }
@@ -174,6 +188,7 @@ impl Worker {
 
     async fn process(&mut self, jobs: Vec<Job>) {
         let policy: Arc<Policy> = self.deps.policy.borrow().clone();
+        let jobs = self.with_providers(jobs);
         let jobs = self.that_may_go(jobs, &policy);
         let jobs = self.with_templates(jobs, &policy);
         let mut jobs = self.with_people(jobs).await;
@@ -191,7 +206,7 @@ impl Worker {
         for job in jobs {
             self.put_back_unsent(&job);
             if job.queued.chunk.head.channel == Channel::InApp {
-                self.pacing.slowing.sent(&job.queued.chunk.head, job.sending(), self.deps.world.now_ms());
+                self.pacing.slowing.sent(&job.queued.chunk.head, None, job.sending(), self.deps.world.now_ms());
             }
             let (channel, cost) = (job.queued.chunk.head.channel, job.queued.cost());
             let (shard, order) = (job.shard, job.order);
@@ -217,7 +232,7 @@ impl Worker {
         self.put_off_until(job, Wait::until(self.deps.world.now_ms() + UNDECIDED_DELAY_MS));
     }
 
-    fn put_off_until(&mut self, job: &Job, wait: Wait) {
+    pub(crate) fn put_off_until(&mut self, job: &Job, wait: Wait) {
         if let Some(shard) = self.shards.get_mut(&job.shard) {
             shard.send_on(&job.queued, deliveries_home(job.queued.topic, job.shard), Some(wait));
         }
@@ -238,7 +253,7 @@ impl Worker {
         let mut may_go = Vec::with_capacity(jobs.len());
         for job in jobs {
             let head = job.queued.chunk.head.clone();
-            let steer = self.steering.decide(policy, &head, now_ms);
+            let steer = self.steering.decide(policy, &head, job.provider.as_deref(), now_ms);
             // What is cancelled ends as that, whenever it comes up: so it may have been told already.
             if now_ms >= head.notification.expires_ms && steer != Steer::End(CANCELLED) {
                 self.end_all(&job, &head.expiry());
@@ -429,13 +444,12 @@ impl Worker {
         let links = self.unsubscribe_links(policy);
         let now_ms = self.deps.world.now_ms();
         tell_of_items(&job.queued.chunk.head, job.sending(), &self.deps.world);
-        let has_provider = self.deps.channels.iter().any(|channel| channel.kind() == job.queued.chunk.head.channel);
         let Some(shard) = self.shards.get_mut(&job.shard) else { return 0 };
         let Some(Rendering { renderer, category, .. }) = job.rendering.take() else { return 0 };
         let channel = job.queued.chunk.head.channel;
         let unsubscribe = links.map(|links| Unsubscribe { links, channel, category });
         let mut renderer = renderer.lock();
-        SectionRenderer { shard, renderer: &mut renderer, unsubscribe, has_provider, now_ms }.run(job, outgoing)
+        SectionRenderer { shard, renderer: &mut renderer, unsubscribe, now_ms }.run(job, outgoing)
     }
 }
 
@@ -444,7 +458,6 @@ struct SectionRenderer<'a> {
     shard: &'a mut Shard,
     renderer: &'a mut Renderer,
     unsubscribe: Option<Unsubscribe>,
-    has_provider: bool,
     now_ms: u64,
 }
 
@@ -455,6 +468,8 @@ impl SectionRenderer<'_> {
         let mut finished: Vec<u32> = Vec::with_capacity(job.fates.len());
         let mut in_app = InAppItems::new(&head);
         let mut rendered = Rendered::new();
+        // Who has no provider has no messages for one.
+        let mut batches = job.provider.as_ref().map(|provider| outgoing.of(provider, job.slowed));
         let mut sent = 0;
         let mut dead: Option<(End, Vec<u32>)> = None;
         let fates = std::mem::take(&mut job.fates);
@@ -471,8 +486,10 @@ impl SectionRenderer<'_> {
                 }
                 Fate::Send => match self.message(&job, known, &mut rendered) {
                     Ok(Some(message)) => {
-                        outgoing.push(&job, self.shard, at, message);
-                        sent += 1;
+                        if let Some(batches) = &mut batches {
+                            batches.push(&job, self.shard, at, message);
+                            sent += 1;
+                        }
                         continue;
                     }
                     Ok(None) => {
@@ -515,7 +532,7 @@ impl SectionRenderer<'_> {
         let Some(content) = content_of(rendered) else { return Ok(None) };
         let channel = channel_name(head.channel);
         let endpoint = known.endpoints.iter().find(|endpoint| endpoint.channel == channel).cloned();
-        match endpoint.filter(|_| self.has_provider) {
+        match endpoint.filter(|_| job.provider.is_some()) {
             Some(endpoint) => Ok(Some(Message {
                 instance: InstanceId::of(&head.id, &known.id, head.channel),
                 notification: head.id,

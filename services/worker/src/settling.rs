@@ -59,7 +59,7 @@ impl Worker {
             (0..sections).for_each(|section| self.begun(batch, section));
             if let Some(batch) = self.batches.remove(&batch) {
                 tell(&batch, &self.deps.world);
-                self.pacing.forget(batch.channel, batch.probes);
+                self.pacing.forget(&batch.provider, batch.probes);
             }
         }
     }
@@ -81,11 +81,8 @@ impl Worker {
 
     fn settle(&mut self, id: u64, mut outcomes: Vec<(usize, Outcome)>) {
         let Some(mut batch) = self.batches.remove(&id) else { return };
-        for (_, outcome) in &outcomes {
-            let probe = batch.probes > 0;
-            batch.probes -= u64::from(probe);
-            self.pacing.answered(batch.channel, probe, outcome, &self.deps.world);
-        }
+        let answers = outcomes.iter().map(|(_, outcome)| outcome);
+        self.pacing.answered(&batch.provider, answers, &mut batch.probes, &self.deps.world);
         outcomes.retain(|(i, _)| batch.items.get(*i).is_some_and(|item| !item.answered));
         // Section by section, whatever the order of the answers; each counts once.
         outcomes.sort_by_key(|(i, _)| *i);
@@ -105,7 +102,7 @@ impl Worker {
         let now_ms = self.deps.world.now_ms();
         let BatchSection { shard, topic, offset, head, .. } = &batch.sections[section];
         let Some(shard) = self.shards.get_mut(shard) else { return };
-        self.pacing.slowing.sent(head, outcomes.len() as u64, now_ms);
+        self.pacing.slowing.sent(head, Some(&batch.provider), outcomes.len() as u64, now_ms);
         let ended = shard.endings.of(head, now_ms);
         let (mut finished, mut undelivered) = (Vec::with_capacity(outcomes.len()), Vec::new());
         let mut again: BTreeMap<(u32, u64), Vec<u32>> = BTreeMap::new();

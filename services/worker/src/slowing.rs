@@ -3,7 +3,7 @@
 //! Limits are taken at a tenth. And a worker lets through a tenth of what it sent of the switch's scope in the seconds
 //! before it heard of the switch: on each channel for itself, since some are much faster than others.
 
-use std::hash::BuildHasher;
+use std::{hash::BuildHasher, sync::Arc};
 
 use hashbrown::HashMap;
 use herald_core::{
@@ -52,6 +52,8 @@ pub(crate) struct Kind {
     pub tenant: TenantId,
     pub template: String,
     pub channel: Channel,
+    /// By whom; nobody on in-app.
+    pub provider: Option<Arc<str>>,
     /// Seconds since the epoch, and messages.
     sent: [(u64, u64); MEASURED_S as usize],
 }
@@ -74,19 +76,21 @@ pub(crate) struct Slowing {
 }
 
 impl Slowing {
-    /// Notes messages that were sent.
-    pub(crate) fn sent(&mut self, head: &Head, count: u64, now_ms: u64) {
+    /// Notes messages that were sent by a provider.
+    pub(crate) fn sent(&mut self, head: &Head, provider: Option<&Arc<str>>, count: u64, now_ms: u64) {
         let (tenant, template, channel) = (&head.tenant, &head.notification.template_id, head.channel);
-        let (second, key) = (now_ms / 1_000, self.kinds.hasher().hash_one((tenant, template, channel as i32)));
+        let (second, key) =
+            (now_ms / 1_000, self.kinds.hasher().hash_one((tenant, template, channel as i32, provider)));
         if self.kinds.len() >= MAX_KINDS && !self.kinds.contains_key(&key) {
             self.kinds.retain(|_, kind| kind.sent.iter().any(|(at, _)| at + MEASURED_S > second));
             if self.kinds.len() >= MAX_KINDS {
                 return;
             }
         }
-        let (tenant, template) = (tenant.clone(), template.clone());
-        let kind =
-            self.kinds.entry(key).or_insert_with(|| Kind { tenant, template, channel, sent: Default::default() });
+        let kind = self.kinds.entry(key).or_insert_with(|| {
+            let (tenant, template, provider) = (tenant.clone(), template.clone(), provider.cloned());
+            Kind { tenant, template, channel, provider, sent: Default::default() }
+        });
         let slot = &mut kind.sent[(second % MEASURED_S) as usize];
         if slot.0 != second {
             *slot = (second, 0);
@@ -146,8 +150,6 @@ impl Slowing {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use herald_core::{
         ids::NotificationId,
         record::{Notification, Section},
@@ -186,18 +188,31 @@ mod tests {
     fn a_scope_has_a_tenth_of_what_it_had_and_keeps_it() {
         let mut slowing = Slowing::default();
         for second in 100..104 {
-            slowing.sent(&head("a"), 300, second * 1_000);
-            slowing.sent(&head("b"), 5_000, second * 1_000);
-            slowing.sent(&Head { channel: Channel::InApp, ..head("a") }, 9_000, second * 1_000);
+            slowing.sent(&head("a"), None, 300, second * 1_000);
+            slowing.sent(&head("b"), None, 5_000, second * 1_000);
+            slowing.sent(&Head { channel: Channel::InApp, ..head("a") }, None, 9_000, second * 1_000);
         }
         let gone = goes_in(&mut slowing, 104_000, 60, false);
         assert!((1_750..=1_800).contains(&gone), "{gone} in a minute at 30 a second");
     }
 
     #[test]
+    fn what_others_send_on_the_channel_is_not_the_providers() {
+        let mut slowing = Slowing::default();
+        let [own, other] = ["own", "other"].map(Arc::<str>::from);
+        for second in 100..104 {
+            slowing.sent(&head("a"), Some(&own), 300, second * 1_000);
+            slowing.sent(&head("a"), Some(&other), 5_000, second * 1_000);
+        }
+        slowing.slow(&sw(), |kind| kind.provider.as_ref() == Some(&own), 104_000);
+        let (_, quota, _) = slowing.room(&sw(), 1, false, 104_000).unwrap();
+        assert_eq!(quota, Quota::new(30.0, 15).unwrap());
+    }
+
+    #[test]
     fn what_was_not_measured_goes_at_a_rate_of_its_own_unless_limits_say_it() {
         let mut slowing = Slowing::default();
-        slowing.sent(&head("a"), 300, 50_000);
+        slowing.sent(&head("a"), None, 300, 50_000);
         let gone = goes_in(&mut slowing, 104_000, 10, false);
         assert!((95..=100).contains(&gone), "{gone}");
         assert_eq!(goes_in(&mut slowing, 104_000, 10, true), u64::MAX);
@@ -207,10 +222,10 @@ mod tests {
     fn kinds_are_bounded_and_the_newest_stay() {
         let mut slowing = Slowing::default();
         for i in 0..2 * MAX_KINDS as u64 {
-            slowing.sent(&head(&i.to_string()), 1, i * 20);
+            slowing.sent(&head(&i.to_string()), None, 1, i * 20);
         }
         assert!(slowing.kinds.len() <= MAX_KINDS);
-        slowing.sent(&head("a"), 7, 1_000_000);
+        slowing.sent(&head("a"), None, 7, 1_000_000);
         assert!(slowing.rate(|kind| kind.template == "a", 1_001).is_some());
     }
 }

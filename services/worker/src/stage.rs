@@ -1,10 +1,6 @@
 //! The loop: poll, decide, send, commit.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use herald_core::{
@@ -12,6 +8,7 @@ use herald_core::{
     ids::TenantId,
     outputs::Outputs,
     ports::log::{Commit, Committed, LogError, Mark, Member, Polled, Position, Record, Subscription},
+    providers::Providers,
     record::UserChange,
     tokens::UnsubscribeLinks,
     topic::{Group, Topic, TopicPartition},
@@ -28,6 +25,7 @@ use crate::{
     pacing::Pacing,
     people::People,
     prepare::Renderers,
+    providers::{Ways, kinds_of},
     receipts::Endings,
     section::{Chunk, Head, Notifications, decode_batch},
     shard::{Queued, Shard},
@@ -61,6 +59,9 @@ pub(crate) struct Worker {
     member: Member,
     pub(crate) subscription: Box<dyn Subscription>,
     pub(crate) steering: Arc<Steering>,
+    /// Who delivers, and the ways to them.
+    pub(crate) providers: Arc<Providers>,
+    pub(crate) ways: Ways,
     /// The version of the policies that was reported last.
     pub(crate) runs_version: Option<u64>,
     pub(crate) shards: BTreeMap<u32, Shard>,
@@ -105,7 +106,8 @@ impl Worker {
         let events = Arc::new(Events::default());
         let (wanted, receiver) = watch::channel(Mark::default());
         tokio::spawn(watch_durability(deps.log.clone(), receiver, events.clone()));
-        let kinds: BTreeSet<i32> = deps.channels.iter().map(|channel| channel.kind() as i32).collect();
+        let providers = deps.policy.borrow().providers().clone();
+        let ways = deps.providers.take_up(&providers);
         Ok(Self {
             member,
             steering: Arc::new(Steering::new(&deps)),
@@ -115,8 +117,10 @@ impl Worker {
             renderers: Renderers::new(),
             links: None,
             freshness: Arc::new(Freshness::new()),
-            in_doubt: InDoubt::new(config.in_doubt_instances, kinds.len()),
-            pacing: Pacing::new(deps.budgets.clone(), member.count, deps.world.now_ms()),
+            in_doubt: InDoubt::new(config.in_doubt_instances, kinds_of(&ways)),
+            providers,
+            ways,
+            pacing: Pacing::new(deps.budgets.clone(), member.count),
             shards: BTreeMap::new(),
             next_shard: 0,
             batches: BTreeMap::new(),

@@ -13,12 +13,12 @@ use herald_core::{
     books::CANCELLED,
     clock::Clock,
     control::ControlReads,
-    ids::{NotificationId, TenantId},
+    ids::{NotificationId, TenantId, channel_name},
     outputs::Outputs,
     policy::Policy,
     ports::log::Member,
     record::{CancelAck, Channel},
-    switches::{OnItsWay, Providers, SwitchRow, SwitchState, Traffic},
+    switches::{SwitchRow, SwitchState, Traffic},
     topic::{Topic, TopicPartition},
     waiting::LONGEST_WAIT_MS,
 };
@@ -50,7 +50,6 @@ pub(crate) enum Steer {
 pub(crate) struct Steering {
     policies: watch::Receiver<Arc<Policy>>,
     control: Arc<ControlReads>,
-    providers: Providers,
     region: String,
     clock: Arc<dyn Clock>,
 }
@@ -60,53 +59,66 @@ impl Steering {
         Self {
             policies: deps.policy.clone(),
             control: deps.control.clone(),
-            providers: Providers::of(deps.channels.iter().map(|c| (c.kind(), c.provider().to_owned()))),
             region: deps.log.identity().region.clone(),
             clock: deps.world.clock.clone(),
         }
     }
 
-    /// Messages of a tenant and template on a channel, as switches see them.
-    fn traffic<'a>(&'a self, tenant: &'a TenantId, template: &'a str, channel: Channel) -> Traffic<'a> {
-        let way = OnItsWay { tenant: tenant.as_str(), template, region: &self.region, providers: &self.providers };
-        way.on(channel)
+    /// Messages of a tenant and template on a channel by a provider, as switches see them.
+    fn traffic<'a>(
+        &'a self,
+        (tenant, template): (&'a TenantId, &'a str),
+        channel: Channel,
+        provider: Option<&'a str>,
+    ) -> Traffic<'a> {
+        let channel = Some(channel_name(channel));
+        Traffic { tenant: tenant.as_str(), template, channel, provider, region: &self.region }
     }
 
-    /// The switches that slow messages of a section.
-    pub(crate) fn slowing(&self, policy: &Policy, head: &Head, now_ms: u64) -> Vec<(String, Arc<SwitchRow>)> {
-        let traffic = self.traffic(&head.tenant, &head.notification.template_id, head.channel);
+    fn traffic_of<'a>(&'a self, head: &'a Head, provider: Option<&'a str>) -> Traffic<'a> {
+        self.traffic((&head.tenant, &head.notification.template_id), head.channel, provider)
+    }
+
+    /// The switches that slow messages of a section by a provider.
+    pub(crate) fn slowing(
+        &self,
+        policy: &Policy,
+        head: &Head,
+        provider: Option<&str>,
+        now_ms: u64,
+    ) -> Vec<(String, Arc<SwitchRow>)> {
+        let traffic = self.traffic_of(head, provider);
         policy.switches().slowing(&traffic, now_ms).map(|(id, row)| (id.to_owned(), row.clone())).collect()
     }
 
     /// Whether a switch is about measured traffic.
     pub(crate) fn is_about(&self, row: &SwitchRow, kind: &Kind) -> bool {
-        row.scope.takes(&self.traffic(&kind.tenant, &kind.template, kind.channel))
+        row.scope.takes(&self.traffic((&kind.tenant, &kind.template), kind.channel, kind.provider.as_deref()))
     }
 
-    pub(crate) fn decide(&self, policy: &Policy, head: &Head, now_ms: u64) -> Steer {
+    pub(crate) fn decide(&self, policy: &Policy, head: &Head, provider: Option<&str>, now_ms: u64) -> Steer {
         if policy.cancel(head.tenant.as_str(), &head.id).is_some() {
             return Steer::End(CANCELLED);
         }
         if policy.switches().is_empty() {
             return Steer::Go;
         }
-        let traffic = self.traffic(&head.tenant, &head.notification.template_id, head.channel);
-        match policy.switch_state(&traffic, now_ms) {
+        match policy.switch_state(&self.traffic_of(head, provider), now_ms) {
             SwitchState::On | SwitchState::Slow => Steer::Go,
             SwitchState::Hold => Steer::Hold,
             SwitchState::Off => Steer::End("killed"),
         }
     }
 
-    /// Whether a message that was decided on with policies of this [`Policy::steered`] may be sent now.
-    pub(crate) fn may_start(&self, head: &Head, decided_with: u64) -> bool {
+    /// Whether a message that was decided on with policies of this [`Policy::steered`] may be sent now by a provider.
+    pub(crate) fn may_start(&self, head: &Head, provider: &str, decided_with: u64) -> bool {
         let now_ms = self.clock.now_ms();
         if now_ms.abs_diff(self.control.asked_ms()) > MAX_CONTROL_AGE_MS {
             return false;
         }
         let policy = self.policies.borrow();
         // A switch that expires meanwhile only lets more through.
-        policy.steered() == decided_with || self.decide(&policy, head, now_ms) == Steer::Go
+        policy.steered() == decided_with || self.decide(&policy, head, Some(provider), now_ms) == Steer::Go
     }
 }
 
@@ -178,6 +190,7 @@ impl Worker {
         let policy = self.deps.policy.borrow().clone();
         if self.runs_version != Some(policy.version) {
             self.runs_version = Some(policy.version);
+            self.take_up_providers(policy.providers());
             self.deps.versions.runs("worker", member, policy.version);
         }
         let out = self.in_hands_of_providers();
@@ -282,8 +295,7 @@ mod tests {
         let (sender, policies) = watch::channel(Arc::new(policy));
         let control = Arc::new(ControlReads::default());
         control.end(control.begin(), 5_000);
-        let providers = Providers::of([(Channel::Email, "smtp".to_owned())]);
-        (Steering { policies, control, providers, region: "eu".into(), clock: Arc::new(At(now_ms)) }, sender)
+        (Steering { policies, control, region: "eu".into(), clock: Arc::new(At(now_ms)) }, sender)
     }
 
     fn head(channel: Channel) -> Head {
@@ -302,7 +314,7 @@ mod tests {
         let mut policy = Policy::default();
         let decide = |policy: &Policy, channel| {
             let (steering, _sender) = steering(policy.clone(), 5_000);
-            steering.decide(policy, &head(channel), 5_000)
+            steering.decide(policy, &head(channel), Some("smtp").filter(|_| channel == Channel::Email), 5_000)
         };
         for (state, steer) in
             [(SwitchState::Slow, Steer::Go), (SwitchState::Hold, Steer::Hold), (SwitchState::Off, Steer::End("killed"))]
@@ -320,7 +332,7 @@ mod tests {
     fn the_gate_closes_for_what_was_decided_before_a_switch_or_a_cancel() {
         let (steering, sender) = steering(Policy::default(), 5_000);
         let decided_with = sender.borrow().steered();
-        let open = || steering.may_start(&head(Channel::Email), decided_with);
+        let open = || steering.may_start(&head(Channel::Email), "smtp", decided_with);
         assert!(open());
         sender.send_modify(|policy| switch(Arc::make_mut(policy), Some("smtp"), SwitchState::Hold));
         assert!(!open());
@@ -332,8 +344,8 @@ mod tests {
 
     #[test]
     fn the_gate_closes_when_nobody_reads_control() {
-        assert!(steering(Policy::default(), 6_000).0.may_start(&head(Channel::Email), 0));
-        assert!(!steering(Policy::default(), 6_001).0.may_start(&head(Channel::Email), 0));
+        assert!(steering(Policy::default(), 6_000).0.may_start(&head(Channel::Email), "smtp", 0));
+        assert!(!steering(Policy::default(), 6_001).0.may_start(&head(Channel::Email), "smtp", 0));
     }
 
     #[test]

@@ -134,6 +134,9 @@ pub enum ConfigError {
         /// Its value.
         value: String,
     },
+    /// Credentials in a URL whose credentials are kept apart.
+    #[error("credentials do not belong in the URL: give them apart from it")]
+    CredentialsInUrl,
     /// A user without a password, the other way round, or octets that are not UTF-8.
     #[error("credentials are user:password, percent-encoded UTF-8 without NUL")]
     Credentials,
@@ -160,6 +163,27 @@ impl SmtpConfig {
     /// [`ConfigError`]; its messages do not repeat credentials.
     pub fn parse(url: &str) -> Result<Self, ConfigError> {
         let url = url::Url::parse(url)?;
+        let credentials = credentials(&url)?;
+        Self::read(&url, credentials)
+    }
+
+    /// As [`SmtpConfig::parse`], with credentials that are kept apart from the URL.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; [`ConfigError::CredentialsInUrl`] if it holds any.
+    pub fn parse_apart(url: &str, credentials: Option<Credentials>) -> Result<Self, ConfigError> {
+        let url = url::Url::parse(url)?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(ConfigError::CredentialsInUrl);
+        }
+        let usable = |c: &Credentials| !c.user.is_empty() && !c.user.contains('\0') && !c.password.contains('\0');
+        if credentials.as_ref().is_some_and(|given| !usable(given)) {
+            return Err(ConfigError::Credentials);
+        }
+        Self::read(&url, credentials)
+    }
+
+    fn read(url: &url::Url, credentials: Option<Credentials>) -> Result<Self, ConfigError> {
         let implicit = match url.scheme() {
             "smtp" => false,
             "smtps" => true,
@@ -170,7 +194,6 @@ impl SmtpConfig {
         }
         let host = url.host_str().filter(|h| !h.is_empty()).ok_or(ConfigError::Host)?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let credentials = credentials(&url)?;
         let (mut tls, mut chunking) = (None, true);
         for (name, value) in url.query_pairs() {
             match (name.as_ref(), value.as_ref()) {
@@ -265,6 +288,21 @@ mod tests {
         let config = SmtpConfig::parse("smtp://a%40b:p%3Aq@h?tls=off&chunking=off").unwrap();
         assert_eq!(config.credentials, Some(Credentials { user: "a@b".into(), password: "p:q".into() }));
         assert!(!config.chunking);
+    }
+
+    #[test]
+    fn credentials_may_be_kept_apart() {
+        let credentials =
+            |user: &str, password: &str| Some(Credentials { user: user.into(), password: password.into() });
+        let config = SmtpConfig::parse_apart("smtp://h", credentials("u@h", "p:/?#")).unwrap();
+        assert_eq!((config.port, config.tls, &config.credentials), (587, Tls::Required, &credentials("u@h", "p:/?#")));
+        assert_eq!(SmtpConfig::parse_apart("smtp://h", None).unwrap().tls, Tls::Opportunistic);
+        let refused = |url: &str, credentials| SmtpConfig::parse_apart(url, credentials).err().unwrap();
+        assert_eq!(refused("smtp://u:secret@h", None), ConfigError::CredentialsInUrl);
+        assert_eq!(refused("smtp://h", credentials("", "p")), ConfigError::Credentials);
+        assert_eq!(refused("smtp://h", credentials("u", "\0")), ConfigError::Credentials);
+        let unprotected = refused("smtp://h?tls=opportunistic", credentials("u", "secret"));
+        assert_eq!(unprotected, ConfigError::CredentialsUnprotected);
     }
 
     #[test]

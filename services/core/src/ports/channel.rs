@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use crate::{
     ids::{InstanceId, NotificationId, TenantId, channel_name},
     people::Endpoint,
+    providers::ProviderRow,
     record::Channel as ChannelKind,
+    secrets::CannotOpen,
     tokens::UnsubscribeLinks,
 };
 
@@ -178,4 +180,48 @@ pub trait Channel: Send + Sync + 'static {
     /// Sends a batch in which no user occurs twice, and returns when every outcome was reported. Messages whose
     /// outcome is not in when the future is dropped may or may not have been sent.
     async fn deliver(&self, batch: Vec<Message>, gate: Arc<dyn Gate>, sink: Arc<dyn Sink>);
+}
+
+/// Opens the providers that operators set.
+#[async_trait]
+pub trait Opener: Send + Sync + 'static {
+    /// The channel through a provider. Connects to nothing yet.
+    fn open(&self, provider: &ProviderRow) -> Result<Arc<dyn Channel>, ProviderFault>;
+
+    /// Reaches a provider and signs in as a send would, and sends nothing; within some seconds.
+    async fn check(&self, provider: &ProviderRow) -> Result<(), ProviderFault>;
+}
+
+/// Why a provider cannot be used. Nothing of its credentials is in the texts.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProviderFault {
+    /// A setting cannot be.
+    #[error("{field}: {detail}")]
+    Setting {
+        /// Which one.
+        field: &'static str,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Nothing here speaks to providers of its kind.
+    #[error("providers of the kind {0} are not built yet")]
+    NotBuilt(String),
+    /// Nobody answers there.
+    #[error("nobody answers there: {0}")]
+    Unreachable(String),
+    /// The connection cannot be protected as it must be.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// It does not let us in.
+    #[error("it does not take the credentials ({0})")]
+    SignIn(String),
+    /// It answers, and refuses.
+    #[error("it refuses us ({0})")]
+    Refused(String),
+    /// This process has no key to open credentials with.
+    #[error("this process has no keys for secrets: secrets.key_file is not set")]
+    NoKeys,
+    /// Its credentials cannot be opened.
+    #[error("its credentials cannot be opened: {0}")]
+    Sealed(#[from] CannotOpen),
 }

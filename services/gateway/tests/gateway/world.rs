@@ -16,8 +16,8 @@ use herald_core::{
         template_head_key, template_row_key,
     },
     ports::log::{Identity, Log, Record},
+    providers::Providers,
     record::{Channel, Control, Notification, Request as RequestRecord},
-    switches::Providers,
     topic::{Lane, Layout, Topic, TopicPartition},
 };
 use herald_embedded::{
@@ -27,7 +27,7 @@ use herald_embedded::{
     sessions::LocalSessions,
     store::Stores,
 };
-use herald_gateway::{App, Config, Deps, Gateway, admit::ChannelSet};
+use herald_gateway::{App, Config, Deps, Gateway};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use prost::Message;
@@ -135,8 +135,6 @@ pub fn world_with(config: Config) -> TestWorld {
         sessions: Arc::new(LocalSessions::new()),
         audit: stores.audit.clone(),
         policy: receiver,
-        channels: ChannelSet::of([Channel::InApp, Channel::Email]),
-        providers: Providers::of([(Channel::Email, "smtp".to_owned())]),
         world: World::new(clock.clone(), Arc::new(Counting(AtomicU64::new(1)))),
         stats: Arc::default(),
     };
@@ -234,7 +232,8 @@ pub async fn send(app: &App, method: &str, path: &str, headers: &[(&str, &str)],
 }
 
 fn policy() -> Policy {
-    let mut policy = Policy::default();
+    let providers = Providers::configured([(Channel::Email, "smtp".to_owned())]);
+    let mut policy = Policy::default().with_configured(providers);
     put(&mut policy, kind::SECRET, SIGNING_SECRET, &SecretRow { value: SECRET.into() });
     for tenant in ["acme", "other"] {
         let row =

@@ -13,6 +13,7 @@ mod manual;
 mod notify;
 mod output;
 mod people;
+mod providers;
 mod serve;
 mod servers;
 mod steering;
@@ -58,6 +59,7 @@ enum Command {
     Import(import::Import),
     Tenants(tenants::Tenants),
     Keys(tenants::Keys),
+    Providers(providers::Providers),
     Limits(steering::Limits),
     Switch(steering::Switch),
     Dlq(dlq::Dlq),
@@ -153,6 +155,7 @@ impl Command {
             Self::Import(command) => command.run().await,
             Self::Tenants(command) => command.run().await,
             Self::Keys(command) => command.run().await,
+            Self::Providers(command) => command.run().await,
             Self::Limits(command) => command.run().await,
             Self::Switch(command) => command.run().await,
             Self::Dlq(command) => command.run().await,

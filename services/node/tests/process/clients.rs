@@ -29,14 +29,16 @@ async fn run(program: &Path, arguments: &[&str]) {
     }
 }
 
-/// The interpreter of the virtual environment, which is set up unless it is there.
-async fn python() -> PathBuf {
-    let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join(PACKAGES.join("-").replace("==", "-"));
+/// The interpreter of a virtual environment with these packages, which is set up unless it is there.
+pub async fn python(packages: &[&str]) -> PathBuf {
+    static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _held = ONE_AT_A_TIME.lock().await;
+    let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join(packages.join("-").replace("==", "-"));
     let (python, complete) = (venv.join("bin/python"), venv.join("complete"));
     if !complete.exists() {
         run(Path::new("python3"), &["-m", "venv", "--clear", venv.to_str().unwrap()]).await;
         let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
-        run(&python, &[&install[..], &PACKAGES].concat()).await;
+        run(&python, &[&install[..], packages].concat()).await;
         std::fs::write(&complete, "").unwrap();
     }
     python
@@ -44,7 +46,7 @@ async fn python() -> PathBuf {
 
 #[tokio::test]
 async fn generated_clients_go_through_a_story() {
-    let python = python().await;
+    let python = python(&PACKAGES).await;
     let directory = tempfile::tempdir().unwrap();
     let setup = Setup::new(&directory.path().join("data"));
     let _process = setup.start().await;

@@ -12,6 +12,7 @@ mod import;
 mod kill;
 mod metrics;
 mod power_cut;
+mod providers;
 mod redrive;
 mod refusals;
 mod servers;

@@ -64,6 +64,19 @@ impl EmailClient {
         }
     }
 
+    /// Connects and signs in as a batch would, and says QUIT.
+    ///
+    /// # Errors
+    /// The outcome that a batch would have.
+    pub async fn check(&self) -> Result<(), Outcome> {
+        let lease = self.pool.acquire(|| true).await?;
+        if let Some(lease) = lease {
+            lease.give_back().await;
+        }
+        self.close().await;
+        Ok(())
+    }
+
     /// Says QUIT on idle connections and refuses further batches as `NotAttempted`. Calls that run finish.
     pub async fn close(&self) {
         self.pool.close().await;

@@ -98,8 +98,7 @@ impl Worker {
         (self.providers, self.ways) = (providers.clone(), ways);
     }
 
-    /// Gives each job its provider; one whose messages several providers share becomes a job for each. Those of a
-    /// provider that cannot be used wait.
+    /// Gives each job its provider; one whose messages several providers share becomes a job for each.
     pub(crate) fn with_providers(&mut self, jobs: Vec<Job>) -> Vec<Job> {
         let now_ms = self.deps.world.now_ms();
         let mut routed = Vec::with_capacity(jobs.len());
@@ -125,17 +124,22 @@ impl Worker {
                 {
                     shard.order.handed_over(key, head.id);
                 }
-                let job = job.part(provider.clone(), users);
-                match self.ways.contains_key(&provider) {
-                    true => routed.push(job),
-                    false => {
-                        self.deps.stats.add(|s| &s.account_faults, job.queued.cost());
-                        self.put_off_until(&job, Wait::until(now_ms + HOLD_MS).at_most(head.notification.expires_ms));
-                    }
-                }
+                routed.push(job.part(provider, users));
             }
         }
         routed
+    }
+
+    /// Those whose provider can be used; the others wait.
+    pub(crate) fn with_ways(&mut self, jobs: Vec<Job>) -> Vec<Job> {
+        let wait = Wait::until(self.deps.world.now_ms() + HOLD_MS);
+        let is_open = |job: &Job| job.provider.as_ref().is_none_or(|provider| self.ways.contains_key(provider));
+        let (open, shut): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(is_open);
+        for job in shut {
+            self.deps.stats.add(|s| &s.account_faults, job.queued.cost());
+            self.put_off_until(&job, wait.at_most(job.queued.chunk.head.notification.expires_ms));
+        }
+        open
     }
 }
 

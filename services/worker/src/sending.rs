@@ -190,6 +190,7 @@ impl Worker {
         let policy: Arc<Policy> = self.deps.policy.borrow().clone();
         let jobs = self.with_providers(jobs);
         let jobs = self.that_may_go(jobs, &policy);
+        let jobs = self.with_ways(jobs);
         let jobs = self.with_templates(jobs, &policy);
         let mut jobs = self.with_people(jobs).await;
         let decided_at = DecidedAt { generation: self.freshness.generation(), steered: policy.steered() };

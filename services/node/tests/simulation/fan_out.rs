@@ -38,13 +38,14 @@ use herald_node::{
     backends::Backends,
     roles::{Config, Roles},
 };
+use herald_worker::OpenProviders;
 
 use crate::{
     scenario::{DAY_MS, Planned, limit, send, tell_change},
     world::{Chance, EPOCH_MS, world_at},
 };
 
-const USERS: usize = 3_000;
+pub(crate) const USERS: usize = 3_000;
 
 /// Takes a message every few milliseconds, one after the other in each batch, and some of them very slowly.
 struct SlowMail {
@@ -127,10 +128,10 @@ impl Registry for Fragile {
     }
 }
 
-struct FanOut {
-    world: World,
-    backends: Backends,
-    roles: Roles,
+pub(crate) struct FanOut {
+    pub world: World,
+    pub backends: Backends,
+    pub roles: Roles,
     tenant: TenantId,
     began: Arc<Mutex<Vec<(u64, InstanceId)>>>,
     taken: Arc<Mutex<BTreeMap<InstanceId, u64>>>,
@@ -140,6 +141,14 @@ struct FanOut {
 
 impl FanOut {
     async fn start() -> Self {
+        let (began, taken) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<Mutex<BTreeMap<_, _>>>::default());
+        let mail = |world: &World| SlowMail { world: world.clone(), began: began.clone(), taken: taken.clone() };
+        let fan_out = Self::start_with(|world| OpenProviders::fixed(vec![Arc::new(mail(world))])).await;
+        Self { began, taken, ..fan_out }
+    }
+
+    /// With providers that are looked at elsewhere.
+    pub(crate) async fn start_with(providers: impl FnOnce(&World) -> OpenProviders) -> Self {
         let chance = Chance::of_seed(1);
         let world = world_at(EPOCH_MS, &chance);
         let kv = Arc::new(MemoryKv::new());
@@ -153,11 +162,11 @@ impl FanOut {
         let mut backends = Backends::embedded(log, &Stores::open(kv));
         let registry_away = Arc::new(AtomicBool::new(false));
         backends.registry = Arc::new(Fragile { inner: backends.registry.clone(), away: registry_away.clone() });
-        let (began, taken) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<Mutex<BTreeMap<_, _>>>::default());
-        let mail = SlowMail { world: world.clone(), began: began.clone(), taken: taken.clone() };
-        let roles = Roles::start(&Config::default(), &backends, vec![Arc::new(mail)], &world).await.unwrap();
-        let tenant = TenantId::trusted("acme");
-        let fan_out = Self { world, backends, roles, tenant, began, taken, registry_away, sent: AtomicU64::new(0) };
+        let providers = Arc::new(providers(&world));
+        let roles = Roles::start_with(&Config::default(), &backends, providers, &world).await.unwrap();
+        let (tenant, sent) = (TenantId::trusted("acme"), AtomicU64::new(0));
+        let (began, taken) = Default::default();
+        let fan_out = Self { world, backends, roles, tenant, began, taken, registry_away, sent };
         fan_out.set_up().await;
         fan_out
     }
@@ -194,7 +203,7 @@ impl FanOut {
         }
     }
 
-    async fn to_everyone(&self) -> NotificationId {
+    pub(crate) async fn to_everyone(&self) -> NotificationId {
         self.to_everyone_in(0).await
     }
 
@@ -222,7 +231,10 @@ impl FanOut {
     }
 
     async fn switch_until(&self, state: SwitchState, expires_ms: Option<u64>) -> u64 {
-        let scope = SwitchScope::default();
+        self.switch_of(SwitchScope::default(), state, expires_ms).await
+    }
+
+    pub(crate) async fn switch_of(&self, scope: SwitchScope, state: SwitchState, expires_ms: Option<u64>) -> u64 {
         let id = scope.switch_id();
         let row = SwitchRow { scope, state, reason: String::new(), expires_ms, set_ms: 0, set_by: String::new() };
         let value = serde_json::to_vec(&row).unwrap().into();
@@ -253,11 +265,11 @@ impl FanOut {
         self.world.now_ms()
     }
 
-    async fn totals(&self, id: NotificationId) -> Option<Totals> {
+    pub(crate) async fn totals(&self, id: NotificationId) -> Option<Totals> {
         self.backends.ledger.totals(&[id]).await.unwrap().into_iter().flatten().next()
     }
 
-    async fn until(&self, what: &str, id: NotificationId, condition: impl Fn(&Totals) -> bool) -> Totals {
+    pub(crate) async fn until(&self, what: &str, id: NotificationId, condition: impl Fn(&Totals) -> bool) -> Totals {
         for _ in 0..36_000 {
             if let Some(totals) = self.totals(id).await.filter(&condition) {
                 return totals;
@@ -281,13 +293,13 @@ impl FanOut {
         self.began.lock().unwrap().iter().filter(|(at_ms, _)| (from_ms..until_ms).contains(at_ms)).count() as u64
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         assert!(!self.roles.failed.is_cancelled(), "a role has failed");
         self.roles.stop(Duration::from_secs(10)).await.unwrap();
     }
 }
 
-fn email(totals: &Totals) -> &herald_core::books::ChannelTotals {
+pub(crate) fn email(totals: &Totals) -> &herald_core::books::ChannelTotals {
     &totals.channels[&(ChannelKind::Email as i32)]
 }
 

@@ -16,6 +16,7 @@ mod pacing;
 mod provider;
 mod scenario;
 mod steering;
+mod swapping;
 mod world;
 
 use std::{

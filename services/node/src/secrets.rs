@@ -51,5 +51,7 @@ fn make(path: &Path, world: &World) -> std::io::Result<()> {
     let mut file = std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(SecretKeys::file_of(&key).as_bytes())?;
     file.sync_all()?;
-    std::fs::rename(new, path)
+    std::fs::rename(new, path)?;
+    // What is sealed with a key must not outlive it.
+    std::fs::File::open(path.parent().unwrap_or(path))?.sync_all()
 }

@@ -16,12 +16,15 @@ use crate::{sending::Job, shard::Queued, stage::Worker, steering::HOLD_MS};
 /// Channels through providers, by name.
 pub(crate) type Ways = BTreeMap<Arc<str>, Arc<dyn Channel>>;
 
+/// A provider as it was set, and the channel that was opened for it; `None` where it could not be.
+type Opened = (Arc<ProviderRow>, Option<Arc<dyn Channel>>);
+
 /// The channels of one process, which its workers share.
 pub struct OpenProviders {
     configured: Ways,
     opener: Arc<dyn Opener>,
     /// Those that operators set, with what they were opened from.
-    set: Mutex<BTreeMap<Arc<str>, (Arc<ProviderRow>, Option<Arc<dyn Channel>>)>>,
+    set: Mutex<BTreeMap<Arc<str>, Opened>>,
 }
 
 impl OpenProviders {

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::Path};
 
 use anyhow::Context;
+use herald_core::clock::World;
 use herald_gateway::tls::TlsFiles;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -10,7 +11,7 @@ use toml::{Table, Value};
 use crate::{
     roles::{self, Role},
     storage::Servers,
-    traces,
+    traces, world,
 };
 
 /// The defaults, with what each setting means.
@@ -285,6 +286,21 @@ impl Config {
     /// The servers that are shared, if there are; or what is wrong with them.
     pub fn servers(&self) -> Result<Option<Servers>, String> {
         Servers::of(&self.log, &self.store, &self.cache)
+    }
+
+    /// What this process is called; see [`crate::namesakes`].
+    pub fn process_name(&self, world: &World) -> String {
+        let name = match self.instance.as_str() {
+            "" if self.has_place() => "herald-0".to_owned(),
+            "" => world::host_name(),
+            name => name.to_owned(),
+        };
+        world::process_name(&name, world)
+    }
+
+    /// Whether a role of this process reads the log in a group.
+    pub fn has_place(&self) -> bool {
+        self.roles.iter().any(|role| role.has_place())
     }
 
     /// This process's place among those with the same roles: the number at the end of its name.

@@ -14,6 +14,7 @@ pub mod gauges;
 pub mod logging;
 pub mod mailbox;
 pub mod metrics;
+pub mod namesakes;
 pub mod node;
 pub mod ops;
 pub mod roles;

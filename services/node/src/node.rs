@@ -5,16 +5,8 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use anyhow::Context;
 use herald_api::{auth::Authenticator, routes::Routes};
 use herald_channels::email::mailbox::{MailStore, Mailbox, StoreLimits};
-use herald_control_plane::{bootstrap, dead_letters::DeadLetters, reports::REPORT_EVERY};
-use herald_core::{
-    clock::World,
-    policy::kind,
-    ports::{
-        StoreError,
-        fleet::{Fleet, ProcessReport},
-    },
-    secrets::SecretKeys,
-};
+use herald_control_plane::{bootstrap, dead_letters::DeadLetters};
+use herald_core::{clock::World, policy::kind, secrets::SecretKeys};
 use herald_gateway::{serve::Listener, tls::Tls};
 use herald_worker::OpenProviders;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -24,9 +16,9 @@ use crate::{
     backends::{Backends, Embedded},
     backup, channels,
     config::Config,
-    export::{ExportStats, Expiry},
+    export::{Expiry, ExportStats},
     gauges::Gauges,
-    mailbox, metrics,
+    mailbox, metrics, namesakes,
     ops::{self, Ops},
     roles::{self, Counters, Place, Role, Roles},
     secrets,
@@ -37,9 +29,6 @@ use crate::{
 
 /// How often old rows are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
-
-/// How often another process of the same name is looked for.
-const LOOK_FOR_NAMESAKES: Duration = Duration::from_secs(5);
 
 /// What `herald dev` and `herald demo` add.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +72,7 @@ impl Node {
         let address = api.socket.local_addr()?;
         let ops_address = ops_listener.as_ref().map_or(Ok(address), |ops| ops.socket.local_addr())?;
         let mut world = world::system();
-        let (process, lost_spans) = (world::process_name(&config.instance, &world), Arc::default());
+        let (process, lost_spans) = (config.process_name(&world), Arc::default());
         let exporter = match config.tracing.otlp_endpoint.as_str() {
             "" => None,
             endpoint => {
@@ -112,13 +101,16 @@ impl Node {
             members: config.members,
             roles: config.roles.clone(),
             place: Place { number: config.place().unwrap_or_default(), of: config.instances },
-            process: process.clone(),
+            process,
         };
         let backends = storage.backends().clone();
         if mode == Mode::Dev && storage.local().is_none() {
             only_for_development(&backends).await?;
         }
-        refuse_namesake(&config.instance, &roles.process, &*backends.fleet).await?;
+        let process = roles.process.clone();
+        if config.has_place() {
+            namesakes::refuse(&process, &*backends.fleet).await?;
+        }
         let providers = Arc::new(OpenProviders::new(channels, opener));
         let mut roles = Roles::start_with(&roles, &backends, providers, &world).await?;
         roles.counters.lost_spans = lost_spans;
@@ -191,7 +183,9 @@ impl Node {
             stopping,
         };
         node.watch_log();
-        node.watch_name(config.instance, process);
+        if config.has_place() {
+            node.watch_name(process);
+        }
         if let Some(expiry) = expiry {
             node.expire_rows(expiry);
         }
@@ -214,19 +208,13 @@ impl Node {
         });
     }
 
-    /// Stops the process when another has taken its name, as two that start at the same instant may.
-    fn watch_name(&self, instance: String, own: String) {
+    /// Stops the process when another has its name.
+    fn watch_name(&self, process: String) {
         let (fleet, failed, stopping) = (self.backends.fleet.clone(), self.failed.clone(), self.stopping.clone());
         tokio::spawn(async move {
-            while stopping.run_until_cancelled(tokio::time::sleep(LOOK_FOR_NAMESAKES)).await.is_some() {
-                match refuse_namesake(&instance, &own, &*fleet).await {
-                    Err(error) if !error.is::<StoreError>() => {
-                        tracing::error!(error = format!("{error:#}"), "the process stops");
-                        return failed.cancel();
-                    }
-                    // A cache that is away is told of by the reports.
-                    Ok(()) | Err(_) => {}
-                }
+            if let Err(error) = namesakes::watch(process, &*fleet, stopping).await {
+                tracing::error!(error = format!("{error:#}"), "the process stops");
+                failed.cancel();
             }
         });
     }
@@ -288,32 +276,6 @@ impl Node {
         self.stop().await?;
         anyhow::ensure!(!broken, "the process stopped because something failed; the log says what");
         Ok(())
-    }
-}
-
-/// Looks for a process of the same name that lives: two would take each other's partitions away, again and again. One that
-/// was killed is silent, whatever it said last.
-async fn refuse_namesake(instance: &str, own: &str, fleet: &dyn Fleet) -> anyhow::Result<()> {
-    let name = format!("{instance}/");
-    let said = async || -> anyhow::Result<Vec<ProcessReport>> {
-        let mut all = fleet.running(0).await.context("the cache does not answer")?;
-        all.retain(|report| report.process.starts_with(&name) && report.process != own);
-        Ok(all)
-    };
-    if instance.is_empty() {
-        return Ok(());
-    }
-    let before = said().await?;
-    if before.is_empty() {
-        return Ok(());
-    }
-    tokio::time::sleep(2 * REPORT_EVERY).await;
-    match said().await?.into_iter().find(|report| !before.contains(report)) {
-        None => Ok(()),
-        Some(other) => anyhow::bail!(
-            "another process has the instance {instance:?} ({}); give each a number of its own, and begin with 0",
-            other.process
-        ),
     }
 }
 

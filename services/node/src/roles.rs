@@ -20,7 +20,9 @@ use herald_core::{
     control::{ControlReads, RoleVersions},
     policy::Policy,
     ports::{
+        StoreError,
         channel::Channel,
+        fleet::Fleet,
         log::{Halted, LogError, Member},
     },
     topic::Group,
@@ -35,7 +37,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{assignments::Assignments, backends::Backends, traces, world::process_name};
+use crate::{assignments::Assignments, backends::Backends, namesakes, traces, world::process_name};
 
 /// Members of a group have numbers below this.
 pub const MAX_PLACE: u32 = 10_000;
@@ -185,6 +187,8 @@ pub struct Roles {
     pub assignments: Arc<Assignments>,
     stages: Vec<Stage>,
     place: Place,
+    process: String,
+    fleet: Arc<dyn Fleet>,
     /// Cancelled when a role has ended early.
     pub failed: CancellationToken,
 }
@@ -231,9 +235,14 @@ impl Roles {
             counters: Counters::default(),
             stages: Vec::new(),
             place: config.place,
+            process: match config.process.as_str() {
+                "" => process_name("herald-0", world),
+                process => process.to_owned(),
+            },
+            fleet: backends.fleet.clone(),
             failed: CancellationToken::new(),
         };
-        roles.start_policies(config, backends, sender, world);
+        roles.start_policies(backends, sender, world);
         if config.roles.contains(&Role::ControlPlane) {
             roles.start_control_plane(config).await?;
         }
@@ -267,7 +276,9 @@ impl Roles {
             world: world.clone(),
             stats: self.counters.worker.clone(),
         };
-        self.stage("router", 1, &[Group::Router], move |member, shutdown| herald_worker::run_router(router.clone(), member, shutdown));
+        self.stage("router", 1, &[Group::Router], move |member, shutdown| {
+            herald_worker::run_router(router.clone(), member, shutdown)
+        });
         let (log, world_of_redriver) = (backends.log.clone(), world.clone());
         self.stage("redriver", 1, &[Group::Redriver], move |member, shutdown| {
             herald_worker::run_redriver(log.clone(), world_of_redriver.clone(), member, shutdown)
@@ -275,23 +286,13 @@ impl Roles {
     }
 
     /// Follows the policies, and reports which of them the roles run.
-    fn start_policies(
-        &mut self,
-        config: &Config,
-        backends: &Backends,
-        sender: watch::Sender<Arc<Policy>>,
-        world: &World,
-    ) {
+    fn start_policies(&mut self, backends: &Backends, sender: watch::Sender<Arc<Policy>>, world: &World) {
         let (log, reads, clock) = (backends.log.clone(), self.control.clone(), world.clone());
         self.stage("policy feed", 1, &[], move |_, shutdown| {
             policy_feed(log.clone(), sender.clone(), reads.clone(), clock.clone(), shutdown)
         });
         let (fleet, versions, policy) = (backends.fleet.clone(), self.versions.clone(), self.policy.clone());
-        let process = match config.process.as_str() {
-            "" => process_name("", world),
-            process => process.to_owned(),
-        };
-        let world = world.clone();
+        let (process, world) = (self.process.clone(), world.clone());
         self.stage("reports", 1, &[], move |_, shutdown| {
             let (fleet, versions, policy) = (fleet.clone(), versions.clone(), policy.clone());
             report_until(fleet, process.clone(), versions, policy, world.clone(), shutdown)
@@ -365,8 +366,16 @@ impl Roles {
         for ordinal in number * count..(number + 1) * count {
             let member = Member { ordinal, count: count * of.max(1) };
             groups.iter().for_each(|group| self.assignments.expect(*group, ordinal));
-            let (run, shutdown, rejoins) = (run.clone(), shutdown.clone(), self.counters.rejoins.clone());
-            members.spawn(async move { join_until(name, member, &*run, shutdown, &rejoins).await });
+            let joining = Joining {
+                role: name,
+                member,
+                process: self.process.clone(),
+                fleet: self.fleet.clone(),
+                rejoins: self.counters.rejoins.clone(),
+                shutdown: shutdown.clone(),
+            };
+            let run = run.clone();
+            members.spawn(async move { joining.run(&*run).await });
         }
         let told = shutdown.clone();
         let task = tokio::spawn(async move {
@@ -403,37 +412,46 @@ impl Roles {
     }
 }
 
-/// Runs a member until shutdown or a failure. Where it lost its partitions, or does not know what became of a commit, it
-/// drops what it held and joins its group anew, which tells it where to go on.
-async fn join_until<F>(
-    role: &str,
+/// A member that joins its group, and joins it anew.
+struct Joining {
+    role: &'static str,
     member: Member,
-    run: &(impl Fn(Member, CancellationToken) -> F + Sync),
+    process: String,
+    fleet: Arc<dyn Fleet>,
+    rejoins: Arc<AtomicU64>,
     shutdown: CancellationToken,
-    rejoins: &AtomicU64,
-) -> anyhow::Result<()>
-where
-    F: Future<Output = anyhow::Result<()>> + Send,
-{
-    let (first, longest) = REJOIN;
-    let mut pause = first;
-    loop {
-        let began = Instant::now();
-        let error = match run(member, shutdown.clone()).await {
-            Err(error) if may_rejoin(&error) => error,
-            ended => return ended,
-        };
-        if shutdown.is_cancelled() {
-            tracing::warn!(role, member.ordinal, error = format!("{error:#}"), "what a member had in hand is left to others");
-            return Ok(());
+}
+
+impl Joining {
+    /// Runs the member until shutdown or a failure. Where it lost its partitions, or does not know what became of a commit,
+    /// it drops what it held and joins anew, which tells it where to go on; unless another process has its name.
+    async fn run<F>(self, member: &(impl Fn(Member, CancellationToken) -> F + Sync)) -> anyhow::Result<()>
+    where
+        F: Future<Output = anyhow::Result<()>> + Send,
+    {
+        let (first, longest) = REJOIN;
+        let mut pause = first;
+        loop {
+            let began = Instant::now();
+            let error = match member(self.member, self.shutdown.clone()).await {
+                Err(error) if may_rejoin(&error) => error,
+                ended => return ended,
+            };
+            let (role, ordinal, error) = (self.role, self.member.ordinal, format!("{error:#}"));
+            if self.shutdown.is_cancelled() {
+                tracing::warn!(role, ordinal, error, "what a member had in hand is left to others");
+                return Ok(());
+            }
+            self.rejoins.fetch_add(1, Relaxed);
+            tracing::warn!(role, ordinal, error, "a member joins its group anew");
+            match namesakes::refuse(&self.process, &*self.fleet).await {
+                Err(error) if !error.is::<StoreError>() => return Err(error),
+                // What is not known for want of a cache is found out later.
+                Ok(()) | Err(_) => {}
+            }
+            pause = if began.elapsed() > longest { first } else { (pause * 2).min(longest) };
+            self.shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
         }
-        if began.elapsed() > longest {
-            pause = first;
-        }
-        rejoins.fetch_add(1, Relaxed);
-        tracing::warn!(role, member.ordinal, error = format!("{error:#}"), "a member joins its group anew");
-        shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
-        pause = (pause * 2).min(longest);
     }
 }
 

@@ -32,9 +32,13 @@ pub fn system() -> World {
     World::new(Arc::new(SystemClock), Arc::new(SystemEntropy))
 }
 
-/// A name that no other process has: the given one, or else the host's, and something random.
-pub fn process_name(instance: &str, world: &World) -> String {
+/// The name of this machine.
+pub fn host_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let named = [instance, host.trim()].into_iter().find(|name| !name.is_empty()).unwrap_or("herald");
-    format!("{named}/{:08x}", world.entropy.next_u64() >> 32)
+    Some(host.trim()).filter(|host| !host.is_empty()).unwrap_or("herald").to_owned()
+}
+
+/// What no other process is called, whatever its name: see [`crate::namesakes`].
+pub fn process_name(name: &str, world: &World) -> String {
+    format!("{name}/{:08x}", world.entropy.next_u64() >> 32)
 }

@@ -95,7 +95,7 @@ pub struct Running {
 impl Running {
     async fn await_ready(&mut self) {
         let deadline = Instant::now() + PATIENCE;
-        while !self.readyz().await.is_some_and(|(status, _)| status == 200) {
+        while self.readyz().await.is_none_or(|(status, _)| status != 200) {
             let ended = self.child.try_wait().unwrap();
             assert!(ended.is_none() && Instant::now() < deadline, "it is not ready; its log is:\n{}", self.tail());
             tokio::time::sleep(Duration::from_millis(100)).await;

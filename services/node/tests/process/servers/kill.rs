@@ -39,7 +39,8 @@ impl Place {
 }
 
 fn places(mails: &Mails) -> Vec<Place> {
-    let names = ["front-0", "front-1", "ledger-0", "ledger-1", "orchestrator-0", "orchestrator-1", "worker-0", "worker-1"];
+    let names =
+        ["front-0", "front-1", "ledger-0", "ledger-1", "orchestrator-0", "orchestrator-1", "worker-0", "worker-1"];
     let place = |name: &'static str| {
         let role = &name[..name.len() - 2];
         let mut arguments: Vec<String> = match role {

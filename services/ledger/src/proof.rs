@@ -30,6 +30,8 @@ pub struct Proof {
     pub dead: u64,
     /// Instances by channel.
     pub accepted_by_channel: BTreeMap<&'static str, u64>,
+    /// Instances that the channel took, by channel.
+    pub delivered_by_channel: BTreeMap<&'static str, u64>,
     /// Notifications of which the ledger knows nothing.
     pub missing: Vec<NotificationId>,
     /// Notifications whose last page is not out.
@@ -60,8 +62,9 @@ impl Proof {
     }
 
     fn add(&mut self, id: NotificationId, channel: Channel, totals: &ChannelTotals) {
-        let by_channel = self.accepted_by_channel.entry(herald_core::ids::channel_name(channel)).or_default();
-        add(by_channel, totals.created.count);
+        let name = herald_core::ids::channel_name(channel);
+        add(self.accepted_by_channel.entry(name).or_default(), totals.created.count);
+        add(self.delivered_by_channel.entry(name).or_default(), totals.delivered);
         add(&mut self.accepted, totals.created.count);
         add(&mut self.delivered, totals.delivered);
         add(&mut self.failed, totals.failed);

@@ -167,11 +167,14 @@ impl Collector for Gauges {
         let help = "How long the oldest policy that this process has not applied is on control; 0 when it has all";
         let age = encoder.encode_descriptor("policy_age", help, Some(&Unit::Seconds), MetricType::Gauge)?;
         ConstGauge::new(seconds(sample.policy_age_ms)).encode(age)?;
-        let last_backup_ms = self.last_backup_ms.load(Relaxed);
-        let help = "When the last backup since the start was complete, in Unix time; 0 for none";
-        let name = "backup_last_success_timestamp";
-        let backup = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
-        ConstGauge::new(seconds(last_backup_ms)).encode(backup)?;
+        // Servers have backups of their own.
+        if self.local.is_some() {
+            let last_backup_ms = self.last_backup_ms.load(Relaxed);
+            let help = "When the last backup since the start was complete, in Unix time; 0 for none";
+            let name = "backup_last_success_timestamp";
+            let backup = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
+            ConstGauge::new(seconds(last_backup_ms)).encode(backup)?;
+        }
         let bytes = [
             ("journal", "The journal on disk", sample.journal_bytes),
             ("journal_live", "The part of the journal that is still needed", sample.journal_live_bytes),

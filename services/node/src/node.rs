@@ -53,6 +53,8 @@ pub struct Node {
     pub mailbox: Option<(Arc<MailStore>, SocketAddr)>,
     /// Clock and chance.
     pub world: World,
+    /// Whether the ledger runs in this process.
+    pub keeps_books: bool,
     /// Cancelled when the process must stop because something failed.
     pub failed: CancellationToken,
     storage: Storage,
@@ -170,6 +172,7 @@ impl Node {
             address,
             ops_address,
             counters: roles.counters.clone(),
+            keeps_books: config.roles.contains(&Role::Ledger),
             failed: roles.failed.clone(),
             deadline: Duration::from_millis(config.stop_deadline_ms),
             backends,

@@ -186,6 +186,9 @@ pub struct Demo {
     /// Hands mail to this server instead of the built-in mailbox; null: sends nothing.
     #[arg(long)]
     smtp: Option<String>,
+    /// Sends to this gateway too, such as http://127.0.0.1:8081: of the same installation, where roles run as processes.
+    #[arg(long, value_name = "URL")]
+    gateway: Vec<String>,
     /// Prints the report as JSON.
     #[arg(long)]
     json: bool,
@@ -205,7 +208,13 @@ impl Demo {
         let mut flags = storage_flags(&directory.path().join("data"));
         flags.push(("listen", Value::String("127.0.0.1:0".into())));
         flags.extend(self.smtp.map(|url| ("email.url", Value::String(url))));
-        let options = demo::Options { edges: self.edges, users: self.users, seed: self.seed, json: self.json };
+        let options = demo::Options {
+            edges: self.edges,
+            users: self.users,
+            seed: self.seed,
+            gateways: self.gateway,
+            json: self.json,
+        };
         match demo::run(self.settings.load(flags)?, &options).await? {
             true => Ok(()),
             false => Err(Failure::NotProven("the books are not proven; the report says where".into())),

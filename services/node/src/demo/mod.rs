@@ -28,6 +28,8 @@ pub struct Options {
     pub users: u32,
     /// Seed of the generated graph.
     pub seed: u64,
+    /// URLs of other gateways of the same installation.
+    pub gateways: Vec<String>,
     /// Print the report as JSON.
     pub json: bool,
 }
@@ -39,7 +41,7 @@ pub async fn run(config: Config, options: &Options) -> anyhow::Result<bool> {
         None => Graph::generate(options.users, options.seed),
     };
     let node = Node::start(config, Mode::Dev).await?;
-    let story = story::run(&node, &graph).await;
+    let story = story::run(&node, &options.gateways, &graph).await;
     let stopped = node.stop().await;
     let report = story?;
     stopped.context("the node did not stop in order")?;

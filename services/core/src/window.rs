@@ -16,20 +16,55 @@ const CAREFUL_SPAN: u64 = 65_536;
 /// The units of one record.
 struct Tracked {
     offset: u64,
-    done: Vec<bool>,
+    done: Flags,
     left: usize,
 }
 
-impl Tracked {
-    /// Runs of finished and unfinished units.
+/// A flag for each unit of a record. Every commit looks for the runs in all that a window holds, so they are bits.
+struct Flags {
+    words: Vec<u64>,
+    len: usize,
+}
+
+impl Flags {
+    fn of(flags: &[bool]) -> Self {
+        let word = |flags: &[bool]| flags.iter().rev().fold(0, |word, flag| word << 1 | u64::from(*flag));
+        Self { words: flags.chunks(64).map(word).collect(), len: flags.len() }
+    }
+
+    /// Sets a flag; returns what it was.
+    fn set(&mut self, at: usize) -> bool {
+        debug_assert!(at < self.len);
+        let (word, bit) = (&mut self.words[at / 64], 1 << (at % 64));
+        let was = *word & bit != 0;
+        *word |= bit;
+        was
+    }
+
+    fn get(&self, at: usize) -> bool {
+        self.words[at / 64] >> (at % 64) & 1 == 1
+    }
+
+    /// Where the run ends that `at` is in and that has this flag.
+    fn end_of_run(&self, flag: bool, at: usize) -> usize {
+        let others = |word: u64| if flag { !word } else { word };
+        let mut word = at / 64;
+        let mut found = others(self.words[word]) & (!0 << (at % 64));
+        while found == 0 && word + 1 < self.words.len() {
+            word += 1;
+            found = others(self.words[word]);
+        }
+        (word * 64 + found.trailing_zeros() as usize).min(self.len)
+    }
+
+    /// Runs of equal flags.
     fn runs(&self) -> impl Iterator<Item = (bool, u32)> {
-        let whole = match self.left {
-            0 => Some(true),
-            left if left == self.done.len() => Some(false),
-            _ => None,
-        };
-        let flags = if whole.is_some() { &[][..] } else { &self.done[..] };
-        whole.map(|flag| (flag, self.done.len() as u32)).into_iter().chain(flags.iter().map(|flag| (*flag, 1)))
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let (begin, flag) = (at, (at < self.len).then(|| self.get(at))?);
+            at = self.end_of_run(flag, begin);
+            Some((flag, (at - begin) as u32))
+        })
     }
 }
 
@@ -93,7 +128,7 @@ impl Track {
         let left = done.iter().filter(|done| !**done).count();
         self.unfinished += left as u64;
         self.dirty |= left == 0;
-        self.records.push_back(Tracked { offset, done: done.clone(), left });
+        self.records.push_back(Tracked { offset, done: Flags::of(&done), left });
         (first, done)
     }
 
@@ -102,9 +137,9 @@ impl Track {
         let Ok(at) = self.records.binary_search_by_key(&offset, |record| record.offset) else { return };
         let record = &mut self.records[at];
         for index in indexes {
-            let done = &mut record.done[index as usize];
-            debug_assert!(!*done, "unit {index} of record {offset} was finished twice");
-            if !std::mem::replace(done, true) {
+            let was_done = record.done.set(index as usize);
+            debug_assert!(!was_done, "unit {index} of record {offset} was finished twice");
+            if !was_done {
                 record.left -= 1;
                 self.unfinished -= 1;
             }
@@ -157,10 +192,10 @@ impl Track {
         let noting = self.noting.take();
         let noted = noting.and_then(|unit| u32::try_from(unit.checked_sub(self.passed)?).ok());
         // Progress forgets the starts, but not while the unit that killed this consumer may still be ahead.
-        self.position = match self.careful_until {
-            0 if self.progressed => Position { starts: 0, ..self.position.clone() },
-            _ => self.position.trying(noted, noted.is_some() && noting == self.suspect),
-        };
+        match self.careful_until {
+            0 if self.progressed => self.position.starts = 0,
+            _ => self.position = self.position.trying(noted, noted.is_some() && noting == self.suspect),
+        }
         // A note holds for one commit: what was tried and lived is no suspect.
         self.dirty = noted.is_some();
         Some(self.position.clone())
@@ -173,18 +208,18 @@ impl Track {
 
     fn done_map(&self) -> DoneMap {
         let unseen = self.replay.as_slice();
-        if unseen.is_empty() && self.records.iter().all(|record| record.left == record.done.len()) {
+        if unseen.is_empty() && self.records.iter().all(|record| record.left == record.done.len) {
             return DoneMap::default();
         }
         // What was finished before this start and was not polled again yet stays finished.
         let unseen = unseen.iter().map(|flag| (*flag, 1));
-        DoneMap::from_runs(self.records.iter().flat_map(Tracked::runs).chain(unseen))
+        DoneMap::from_runs(self.records.iter().flat_map(|record| record.done.runs()).chain(unseen))
     }
 
     fn advance(&mut self) {
         while self.records.front().is_some_and(|record| record.left == 0) {
             if let Some(record) = self.records.pop_front() {
-                self.passed += record.done.len() as u64;
+                self.passed += record.done.len as u64;
                 self.position.offset = record.offset + 1;
             }
         }

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{
             AtomicBool, AtomicU64, AtomicUsize,
-            Ordering::{AcqRel, Relaxed},
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
         },
     },
     time::Duration,
@@ -42,17 +42,32 @@ const MAX_REMEMBERED_CHANGES: usize = 65_536;
 /// What the gates of a worker look at. Ages are told by the monotonic clock: a wall clock that is set back by about as much
 /// as a stamp is old would make it new again.
 pub(crate) struct Freshness {
-    stamps: Mutex<Stamps>,
+    /// Before all stamps.
+    since: Instant,
+    changes_read: Stamp,
+    committed: Stamp,
     closed: AtomicBool,
     generation: AtomicU64,
     changes: Mutex<RecentChanges>,
 }
 
-/// When something was last known to be so.
-struct Stamps {
-    /// `None` while it is not known of every shard.
-    changes_read: Option<Instant>,
-    committed: Instant,
+/// A moment that may be unknown, in microseconds after another; 0 while it is not known. Every message looks at some, so
+/// none is behind a lock.
+#[derive(Default)]
+struct Stamp(AtomicU64);
+
+impl Stamp {
+    fn set(&self, since: Instant, at: Option<Instant>) {
+        let at_us = at.map_or(0, |at| 1 + at.saturating_duration_since(since).as_micros() as u64);
+        // Who sees it sees what was done before.
+        self.0.store(at_us, Release);
+    }
+
+    /// How long it is past.
+    fn age(&self, since: Instant, now: Instant) -> Option<Duration> {
+        let at_us = self.0.load(Acquire).checked_sub(1)?;
+        Some(now.saturating_duration_since(since).saturating_sub(Duration::from_micros(at_us)))
+    }
 }
 
 #[derive(Default)]
@@ -64,21 +79,25 @@ struct RecentChanges {
 
 impl Freshness {
     pub(crate) fn new() -> Self {
-        Self {
-            stamps: Mutex::new(Stamps { changes_read: None, committed: Instant::now() }),
+        let freshness = Self {
+            since: Instant::now(),
+            changes_read: Stamp::default(),
+            committed: Stamp::default(),
             closed: AtomicBool::new(false),
             generation: AtomicU64::new(1),
             changes: Mutex::default(),
-        }
+        };
+        freshness.committed();
+        freshness
     }
 
     /// `user-changes` of every shard were read to the end that was asked for then; `None` if they are to be read first.
     pub(crate) fn changes_read(&self, asked: Option<Instant>) {
-        self.stamps.lock().changes_read = asked;
+        self.changes_read.set(self.since, asked);
     }
 
     pub(crate) fn committed(&self) {
-        self.stamps.lock().committed = Instant::now();
+        self.committed.set(self.since, Some(Instant::now()));
     }
 
     pub(crate) fn changed(&self, tenant: &TenantId, user: &str) {
@@ -106,8 +125,12 @@ impl Freshness {
         self.generation.load(Relaxed)
     }
 
-    fn may_start(&self, decided_at: u64, tenant: &TenantId, user: &Arc<str>) -> bool {
-        if self.closed.load(Relaxed) || !self.stamps.lock().are_recent() {
+    fn may_start(&self, decided_at: u64, tenant: &TenantId, user: &Arc<str>, now: Instant) -> bool {
+        let is_recent = |stamp: &Stamp, most| stamp.age(self.since, now).is_some_and(|age| age <= most);
+        if self.closed.load(Relaxed)
+            || !is_recent(&self.changes_read, MAX_CHANGES_AGE)
+            || !is_recent(&self.committed, MAX_COMMIT_AGE)
+        {
             return false;
         }
         if self.generation() == decided_at {
@@ -116,13 +139,6 @@ impl Freshness {
         let changes = self.changes.lock();
         decided_at >= changes.floor
             && changes.by_user.get(&(tenant.clone(), user.clone())).is_none_or(|at| *at <= decided_at)
-    }
-}
-
-impl Stamps {
-    fn are_recent(&self) -> bool {
-        self.changes_read.is_some_and(|asked| asked.elapsed() <= MAX_CHANGES_AGE)
-            && self.committed.elapsed() <= MAX_COMMIT_AGE
     }
 }
 
@@ -232,29 +248,24 @@ impl Events {
     }
 }
 
-/// When each message of a batch was begun, in microseconds after a moment before all; 0 while it was not.
+/// When each message of a batch was begun.
 struct Begun {
     since: Instant,
-    at_us: Vec<AtomicU64>,
+    at: Vec<Stamp>,
 }
 
 impl Begun {
     fn new(messages: usize) -> Self {
-        Self { since: Instant::now(), at_us: (0..messages).map(|_| AtomicU64::new(0)).collect() }
+        Self { since: Instant::now(), at: std::iter::repeat_with(Stamp::default).take(messages).collect() }
     }
 
-    fn now_us(&self) -> u64 {
-        1 + self.since.elapsed().as_micros() as u64
-    }
-
-    fn note(&self, index: usize) {
-        self.at_us[index].store(self.now_us(), Relaxed);
+    fn note(&self, index: usize, now: Instant) {
+        self.at[index].set(self.since, Some(now));
     }
 
     /// For how long a message is under way; `None` for one that was not begun.
     fn took(&self, index: usize) -> Option<Duration> {
-        let at_us = self.at_us.get(index)?.load(Relaxed);
-        (at_us > 0).then(|| Duration::from_micros(self.now_us().saturating_sub(at_us)))
+        self.at.get(index)?.age(self.since, Instant::now())
     }
 }
 
@@ -310,15 +321,15 @@ struct BatchGate {
 impl Gate for BatchGate {
     fn open(&self, index: usize) -> bool {
         let (at, user) = &self.users[index];
-        let section = &self.sections[*at];
+        let (section, now) = (&self.sections[*at], Instant::now());
         let open = section.shard_is_ours.load(Relaxed)
-            && self.freshness.may_start(self.decided_at.generation, &section.head.tenant, user)
+            && self.freshness.may_start(self.decided_at.generation, &section.head.tenant, user, now)
             && self.steering.may_start(&section.head, &self.provider, self.decided_at.steered);
         if open && section.is_awaited && section.not_begun.fetch_sub(1, AcqRel) == 1 {
             self.events.push(Event::Started { batch: self.batch, section: *at });
         }
         if open {
-            self.begun.note(index);
+            self.begun.note(index, now);
         }
         open
     }
@@ -424,7 +435,7 @@ mod tests {
     async fn nothing_starts_on_stamps_that_are_old() {
         let freshness = Freshness::new();
         let (tenant, user) = (TenantId::trusted("t"), Arc::from("u"));
-        let may_start = || freshness.may_start(freshness.generation(), &tenant, &user);
+        let may_start = || freshness.may_start(freshness.generation(), &tenant, &user, Instant::now());
         assert!(!may_start(), "nothing was read");
         for _ in 0..3 {
             freshness.changes_read(Some(Instant::now()));

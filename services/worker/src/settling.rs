@@ -23,27 +23,24 @@ pub(crate) const DUE_GRAIN_MS: u64 = 100;
 
 impl Worker {
     pub(crate) fn take_events(&mut self) {
-        let mut runs: Vec<(u64, Vec<(usize, Outcome)>)> = Vec::new();
+        // What came for a batch at once is settled at once, so that it shares its receipts.
+        let mut outcomes: BTreeMap<u64, Vec<(usize, Outcome)>> = BTreeMap::new();
         let mut over = Vec::new();
         let mut events = std::mem::take(&mut self.taken_events);
         self.events.take(&mut events);
         for event in events.drain(..) {
             match event {
-                Event::Outcome { batch, index, outcome } => match runs.last_mut() {
-                    Some((last, run)) if *last == batch => run.push((index, outcome)),
-                    _ => runs.push((batch, vec![(index, outcome)])),
-                },
+                Event::Outcome { batch, index, outcome } => {
+                    let items = || self.batches.get(&batch).map_or(0, |batch| batch.items.len());
+                    let of_batch = outcomes.entry(batch).or_insert_with(|| Vec::with_capacity(items()));
+                    of_batch.push((index, outcome));
+                }
                 Event::Started { batch, section } => self.begun(batch, section),
                 Event::Over { batch } => over.push(batch),
                 Event::Durable(mark) => self.became_durable(mark),
             }
         }
         self.taken_events = events;
-        // What came for a batch at once is settled at once, so that it shares its receipts.
-        let mut outcomes: BTreeMap<u64, Vec<(usize, Outcome)>> = BTreeMap::new();
-        for (batch, mut run) in runs {
-            outcomes.entry(batch).or_default().append(&mut run);
-        }
         for (batch, outcomes) in outcomes {
             self.settle(batch, outcomes);
         }
@@ -81,7 +78,7 @@ impl Worker {
 
     fn settle(&mut self, id: u64, mut outcomes: Vec<(usize, Outcome)>) {
         let Some(mut batch) = self.batches.remove(&id) else { return };
-        let answers = outcomes.iter().map(|(_, outcome)| outcome);
+        let (answers, now_ms) = (outcomes.iter().map(|(_, outcome)| outcome), self.deps.world.now_ms());
         self.pacing.answered(&batch.provider, answers, &mut batch.probes, &self.deps.world);
         outcomes.retain(|(i, _)| batch.items.get(*i).is_some_and(|item| !item.answered));
         // Section by section, whatever the order of the answers; each counts once.
@@ -92,14 +89,13 @@ impl Worker {
             let items = &batch.items;
             let of_section = std::iter::from_fn(|| outcomes.next_if(|(i, _)| items[*i].section == section));
             let of_section: Vec<(usize, Outcome)> = of_section.collect();
-            self.settle_section(&mut batch, section, of_section);
+            self.settle_section(&mut batch, section, of_section, now_ms);
         }
         self.batches.insert(id, batch);
         self.touch();
     }
 
-    fn settle_section(&mut self, batch: &mut Batch, section: usize, outcomes: Vec<(usize, Outcome)>) {
-        let now_ms = self.deps.world.now_ms();
+    fn settle_section(&mut self, batch: &mut Batch, section: usize, outcomes: Vec<(usize, Outcome)>, now_ms: u64) {
         let BatchSection { shard, topic, offset, head, .. } = &batch.sections[section];
         let Some(shard) = self.shards.get_mut(shard) else { return };
         self.pacing.slowing.sent(head, Some(&batch.provider), outcomes.len() as u64, now_ms);

@@ -1,10 +1,9 @@
 //! Deficit round-robin (M. Shreedhar and G. Varghese, "Efficient Fair Queuing Using Deficit Round-Robin", 1996): every
 //! key with work gets the same share of cost, whatever the size of its items or the length of its queue.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    hash::Hash,
-};
+use std::{collections::VecDeque, hash::Hash};
+
+use hashbrown::HashMap;
 
 struct Queue<T> {
     items: VecDeque<(u64, T)>,

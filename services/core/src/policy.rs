@@ -1,10 +1,11 @@
 //! The policy snapshot that every role decides with, built from the `control` topic.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{Arc, OnceLock},
 };
 
+use hashbrown::HashMap;
 use herald_templates::{Limits as TemplateLimits, Template, TemplateSource};
 use serde::{Deserialize, Serialize};
 

@@ -1,7 +1,7 @@
 //! Everything a worker holds of one shard.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -52,14 +52,15 @@ impl LaneQueues {
 
     /// The section whose turn it is, channel by channel.
     fn pop(&mut self, lane: Lane, in_doubt: &InDoubt) -> Option<Queued> {
-        let channels: Vec<Channel> = self.by_channel.keys().copied().collect();
-        let after = channels.partition_point(|channel| Some(*channel) <= self.served);
-        let turns = channels[after..].iter().chain(&channels[..after]);
-        for channel in turns {
-            let queue = self.by_channel.get_mut(channel)?;
-            if let Some(queued) = queue.pop_if(|cost| in_doubt.has_room(lane, *channel, cost)) {
-                self.served = Some(*channel);
-                return Some(queued);
+        let served = self.served;
+        // Those behind the one that was served last, then those up to it.
+        for is_behind in [true, false] {
+            let turns = self.by_channel.iter_mut().filter(|(channel, _)| (Some(**channel) > served) == is_behind);
+            for (channel, queue) in turns {
+                if let Some(queued) = queue.pop_if(|cost| in_doubt.has_room(lane, *channel, cost)) {
+                    self.served = Some(*channel);
+                    return Some(queued);
+                }
             }
         }
         None
@@ -136,7 +137,7 @@ pub(crate) struct Shard {
     pub changes_dirty: bool,
     /// Whether a done-map is so long that nothing more must be started.
     cramped: bool,
-    paused: HashMap<Topic, bool>,
+    paused: BTreeMap<Topic, bool>,
 }
 
 impl Drop for Shard {
@@ -171,7 +172,7 @@ impl Shard {
             changes_read: 0,
             changes_dirty: false,
             cramped: false,
-            paused: HashMap::new(),
+            paused: BTreeMap::new(),
         }
     }
 

@@ -3,6 +3,9 @@
 
 use bytes::Bytes;
 
+/// What a column has room for at first: the ids of a few users, as most sections and receipts of a shard have.
+const FIRST_BYTES: usize = 64;
+
 /// Builds a packed column.
 #[derive(Debug, Default, Clone)]
 pub struct PackedWriter {
@@ -13,6 +16,9 @@ pub struct PackedWriter {
 impl PackedWriter {
     /// Appends one id.
     pub fn push(&mut self, id: &str) {
+        if self.bytes.capacity() == 0 {
+            self.bytes.reserve(FIRST_BYTES);
+        }
         let mut length = id.len() as u32;
         while length >= 0x80 {
             self.bytes.push(length as u8 | 0x80);

@@ -17,6 +17,9 @@ use prost::Message;
 
 const LOAD_RECORDS: usize = 1_000;
 
+/// Keys that a run has room for at first: those of a small section.
+const FIRST_KEYS: usize = 4;
+
 /// One shard's claims.
 pub(crate) struct ShardClaims {
     shard: u32,
@@ -162,7 +165,11 @@ impl ShardClaims {
             Some(run) if (run.owner, run.expires_ms, run.released) == (owner, expires_ms, released) => {
                 run.keys.extend_from_slice(&key);
             }
-            _ => self.changed.push(Run { owner, expires_ms, released, keys: key.to_vec() }),
+            _ => {
+                let mut keys = Vec::with_capacity(FIRST_KEYS * key.len());
+                keys.extend_from_slice(&key);
+                self.changed.push(Run { owner, expires_ms, released, keys });
+            }
         }
     }
 

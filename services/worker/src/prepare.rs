@@ -66,7 +66,8 @@ impl Renderer {
             actor,
             tenant_id: head.tenant.as_str().to_owned(),
             tenant_name: policy.tenant(&head.tenant).map_or_else(String::new, |tenant| tenant.name.clone()),
-            variants: Vec::new(),
+            // Many have one, and a renderer is kept when its section is done.
+            variants: Vec::with_capacity(1),
         })
     }
 

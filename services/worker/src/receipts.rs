@@ -92,7 +92,8 @@ impl Endings {
         let place = *self.places.entry((id, channel)).or_insert(self.ended.len());
         if place == self.ended.len() {
             let tenant = tenant.clone();
-            let (trace_parent, groups) = (String::new(), Vec::new());
+            // Nearly all end in one way.
+            let (trace_parent, groups) = (String::new(), Vec::with_capacity(1));
             self.ended.push(Ended { id, tenant, channel, accepted_ms, ended_ms: now_ms, trace_parent, groups });
         }
         let ended = &mut self.ended[place];

@@ -27,8 +27,9 @@ const MESSAGES_PER_BATCH: usize = 256;
 const SLOWED_MESSAGES_PER_BATCH: usize = MESSAGES_PER_BATCH / DIVISOR as usize;
 
 /// Batches of each provider.
-#[derive(Default)]
 pub(crate) struct Outgoing {
+    /// How many messages are expected in all.
+    expected: usize,
     /// Those that a switch slows are apart.
     by_provider: BTreeMap<(Arc<str>, bool), Batches>,
 }
@@ -36,11 +37,12 @@ pub(crate) struct Outgoing {
 /// Batches of one provider, of which the last is filled.
 pub(crate) struct Batches {
     most: usize,
+    /// How many messages a batch has room for from the start.
+    room: usize,
     gathered: Vec<Gathering>,
 }
 
 /// A batch that is being gathered.
-#[derive(Default)]
 struct Gathering {
     sections: Vec<BatchSection>,
     gate: Vec<GateSection>,
@@ -52,10 +54,14 @@ struct Gathering {
 }
 
 impl Outgoing {
+    pub(crate) fn new(expected: u64) -> Self {
+        Self { expected: expected as usize, by_provider: BTreeMap::new() }
+    }
+
     /// The batches of a provider, slowed ones or others.
     pub(crate) fn of(&mut self, provider: &Arc<str>, slowed: bool) -> &mut Batches {
         let most = if slowed { SLOWED_MESSAGES_PER_BATCH } else { MESSAGES_PER_BATCH };
-        let none = || Batches { most, gathered: Vec::new() };
+        let none = || Batches { most, room: most.min(self.expected), gathered: Vec::new() };
         self.by_provider.entry((provider.clone(), slowed)).or_insert_with(none)
     }
 }
@@ -66,7 +72,7 @@ impl Batches {
         let user = user_of(&message);
         let has_room = |last: &Gathering| last.messages.len() < self.most && !last.users.contains(&user);
         if !self.gathered.last().is_some_and(has_room) {
-            self.gathered.push(Gathering::default());
+            self.gathered.push(Gathering::with_room(self.room));
         }
         if let Some(last) = self.gathered.last_mut() {
             last.users.insert(user);
@@ -80,6 +86,17 @@ fn user_of(message: &Message) -> u64 {
 }
 
 impl Gathering {
+    fn with_room(messages: usize) -> Self {
+        Self {
+            sections: Vec::new(),
+            gate: Vec::new(),
+            items: Vec::with_capacity(messages),
+            messages: Vec::with_capacity(messages),
+            users: HashSet::with_capacity(messages),
+            rests_on: Mark::default(),
+        }
+    }
+
     fn push(&mut self, job: &Job, shard: &mut Shard, at: usize, message: Message) {
         let section = self.section_of(job, shard);
         *self.gate[section].not_begun.get_mut() += 1;

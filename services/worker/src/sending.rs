@@ -203,7 +203,9 @@ impl Worker {
         if newest.steered() != policy.steered() {
             jobs = self.that_may_go(jobs, &newest);
         }
-        let mut outgoing = Outgoing::default();
+        let links = self.unsubscribe_links(&policy);
+        let mut outgoing = Outgoing::new(jobs.iter().map(Job::sending).sum());
+        let mut rendered = Rendered::new();
         for job in jobs {
             self.put_back_unsent(&job);
             if job.queued.chunk.head.channel == Channel::InApp {
@@ -211,7 +213,7 @@ impl Worker {
             }
             let (channel, cost) = (job.queued.chunk.head.channel, job.queued.cost());
             let (shard, order) = (job.shard, job.order);
-            let sent = self.render(job, &policy, &mut outgoing);
+            let sent = self.render(job, links.clone(), &mut rendered, &mut outgoing);
             self.done_with(shard, channel, order, cost - sent);
         }
         self.hand_over(outgoing, decided_at);
@@ -352,6 +354,9 @@ impl Worker {
 
     /// Those that may go on; the others are put off.
     fn keep(&mut self, jobs: Vec<Job>, may_go_on: impl Fn(&Job) -> bool) -> Vec<Job> {
+        if jobs.iter().all(&may_go_on) {
+            return jobs;
+        }
         let (kept, put_off): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(may_go_on);
         put_off.iter().for_each(|job| self.put_off(job));
         kept
@@ -441,16 +446,21 @@ impl Worker {
 
     /// Renders what is to be sent. In-app items are put out at once, messages for a provider are gathered. Returns how
     /// many there are for a provider.
-    fn render(&mut self, mut job: Job, policy: &Policy, outgoing: &mut Outgoing) -> u64 {
-        let links = self.unsubscribe_links(policy);
+    fn render(
+        &mut self,
+        mut job: Job,
+        links: Option<Arc<UnsubscribeLinks>>,
+        rendered: &mut Rendered,
+        outgoing: &mut Outgoing,
+    ) -> u64 {
         let now_ms = self.deps.world.now_ms();
         tell_of_items(&job.queued.chunk.head, job.sending(), &self.deps.world);
         let Some(shard) = self.shards.get_mut(&job.shard) else { return 0 };
         let Some(Rendering { renderer, category, .. }) = job.rendering.take() else { return 0 };
         let channel = job.queued.chunk.head.channel;
-        let unsubscribe = links.map(|links| Unsubscribe { links, channel, category });
+        let unsubscribe = links.map(|links| Arc::new(Unsubscribe { links, channel, category }));
         let mut renderer = renderer.lock();
-        SectionRenderer { shard, renderer: &mut renderer, unsubscribe, now_ms }.run(job, outgoing)
+        SectionRenderer { shard, renderer: &mut renderer, rendered, unsubscribe, now_ms }.run(job, outgoing)
     }
 }
 
@@ -458,7 +468,9 @@ impl Worker {
 struct SectionRenderer<'a> {
     shard: &'a mut Shard,
     renderer: &'a mut Renderer,
-    unsubscribe: Option<Unsubscribe>,
+    /// The message that was rendered last.
+    rendered: &'a mut Rendered,
+    unsubscribe: Option<Arc<Unsubscribe>>,
     now_ms: u64,
 }
 
@@ -468,7 +480,6 @@ impl SectionRenderer<'_> {
         let attempts = head.section.attempts;
         let mut finished: Vec<u32> = Vec::with_capacity(job.fates.len());
         let mut in_app = InAppItems::new(&head);
-        let mut rendered = Rendered::new();
         // Who has no provider has no messages for one.
         let mut batches = job.provider.as_ref().map(|provider| outgoing.of(provider, job.slowed));
         let mut sent = 0;
@@ -485,7 +496,7 @@ impl SectionRenderer<'_> {
                     finished.push(index);
                     continue;
                 }
-                Fate::Send => match self.message(&job, known, &mut rendered) {
+                Fate::Send => match self.message(&job, known) {
                     Ok(Some(message)) => {
                         if let Some(batches) = &mut batches {
                             batches.push(&job, self.shard, at, message);
@@ -495,7 +506,7 @@ impl SectionRenderer<'_> {
                     }
                     Ok(None) => {
                         let locale = known.locale.as_deref();
-                        in_app.add(&known.id, locale, self.renderer.is_constant(locale), &rendered);
+                        in_app.add(&known.id, locale, self.renderer.is_constant(locale), self.rendered);
                         finished.push(index);
                         continue;
                     }
@@ -523,14 +534,14 @@ impl SectionRenderer<'_> {
     }
 
     /// Renders for one person; `None` for in-app, whose message is in `rendered`.
-    fn message(&mut self, job: &Job, known: &Arc<Known>, rendered: &mut Rendered) -> Result<Option<Message>, End> {
+    fn message(&mut self, job: &Job, known: &Arc<Known>) -> Result<Option<Message>, End> {
         let head = &job.queued.chunk.head;
         let attempts = head.section.attempts;
-        self.renderer.render(known, self.unsubscribe.as_ref(), rendered).map_err(|error| {
+        self.renderer.render(known, self.unsubscribe.as_deref(), self.rendered).map_err(|error| {
             let error_code = error.code().to_owned();
             End { error_code, ..End::by_rule(State::Failed, "template_data", attempts) }
         })?;
-        let Some(content) = content_of(rendered) else { return Ok(None) };
+        let Some(content) = content_of(self.rendered) else { return Ok(None) };
         let channel = channel_name(head.channel);
         let endpoint = known.endpoints.iter().find(|endpoint| endpoint.channel == channel).cloned();
         match endpoint.filter(|_| job.provider.is_some()) {

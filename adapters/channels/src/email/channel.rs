@@ -46,7 +46,7 @@ impl EmailChannel {
         let to = NamedAddress::bare(address.clone());
         // RFC 8058 asks for https; the link in the text works either way.
         let has_https_links = |unsubscribe: &&Unsubscribe| unsubscribe.links.leads_to("https://");
-        let links = message.unsubscribe.as_ref().filter(has_https_links);
+        let links = message.unsubscribe.as_deref().filter(has_https_links);
         let list_unsubscribe = links.and_then(|_| message.unsubscribe_url());
         let draft = Draft {
             instance_id: &message.instance.to_string(),

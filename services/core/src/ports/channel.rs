@@ -29,13 +29,12 @@ pub struct Message {
     /// What.
     pub content: Content,
     /// What makes the one-click unsubscribe link (RFC 8058); `None` without a secret to sign it with.
-    pub unsubscribe: Option<Unsubscribe>,
+    pub unsubscribe: Option<Arc<Unsubscribe>>,
     /// Milliseconds since the epoch; a provider need not try after it.
     pub expires_ms: u64,
 }
 
-/// What makes a message's unsubscribe link.
-#[derive(Clone)]
+/// What makes a message's unsubscribe link. The messages of a section share one.
 pub struct Unsubscribe {
     /// Signs links.
     pub links: Arc<UnsubscribeLinks>,

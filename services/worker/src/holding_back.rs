@@ -47,18 +47,16 @@ impl Worker {
     }
 
     /// Moves what waits to its delay tier. Jobs of which nothing is left are over.
-    pub(crate) fn hold_back(&mut self, jobs: Vec<Job>) -> Vec<Job> {
-        let mut left = Vec::with_capacity(jobs.len());
-        for mut job in jobs {
-            let held = self.hold_back_of(&mut job);
+    pub(crate) fn hold_back(&mut self, mut jobs: Vec<Job>) -> Vec<Job> {
+        jobs.retain_mut(|job| {
+            let held = self.hold_back_of(job);
             self.in_doubt.drop(job.queued.chunk.head.channel, held);
             if job.fates.is_empty() {
                 self.done_with(job.shard, job.queued.chunk.head.channel, job.order, 0);
-            } else {
-                left.push(job);
             }
-        }
-        left
+            !job.fates.is_empty()
+        });
+        jobs
     }
 
     /// Takes what waits out of a job; returns how many instances.

@@ -51,6 +51,9 @@ const INSTANCES_PER_TURN: u64 = 4_096;
 /// Instances taken together, about.
 const INSTANCES_AT_ONCE: u64 = 512;
 
+/// Claims of a shard that a turn has room for at first: about its share of what is taken together.
+const FIRST_CLAIMS: usize = 64;
+
 /// A section whose turn it is.
 pub(crate) struct Job {
     pub shard: u32,
@@ -251,58 +254,58 @@ impl Worker {
     }
 
     /// Those whose time is not over and that neither a switch nor a cancel keeps back; the others end or wait.
-    fn that_may_go(&mut self, jobs: Vec<Job>, policy: &Policy) -> Vec<Job> {
+    fn that_may_go(&mut self, mut jobs: Vec<Job>, policy: &Policy) -> Vec<Job> {
         let now_ms = self.deps.world.now_ms();
-        let mut may_go = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            let head = job.queued.chunk.head.clone();
-            let steer = self.steering.decide(policy, &head, job.provider.as_deref(), now_ms);
+        jobs.retain(|job| {
+            let head = &job.queued.chunk.head;
+            let steer = self.steering.decide(policy, head, job.provider.as_deref(), now_ms);
             // What is cancelled ends as that, whenever it comes up: so it may have been told already.
             if now_ms >= head.notification.expires_ms && steer != Steer::End(CANCELLED) {
-                self.end_all(&job, &head.expiry());
-                continue;
+                self.end_all(job, &head.expiry());
+                return false;
             }
             match steer {
-                Steer::Go => may_go.push(job),
+                Steer::Go => return true,
                 Steer::Hold => {
                     self.deps.stats.add(|s| &s.held, job.queued.cost());
                     let wait = Wait { due_ms: now_ms + HOLD_MS, cause: WaitCause::Switch };
-                    self.put_off_until(&job, wait.at_most(head.notification.expires_ms));
+                    self.put_off_until(job, wait.at_most(head.notification.expires_ms));
                 }
                 Steer::End(reason) => {
-                    self.end_all(&job, &End::by_rule(State::Suppressed, reason, head.section.attempts));
+                    self.end_all(job, &End::by_rule(State::Suppressed, reason, head.section.attempts));
                 }
             }
-        }
-        may_go
+            false
+        });
+        jobs
     }
 
     /// Those that can be rendered; the others end or wait.
-    fn with_templates(&mut self, jobs: Vec<Job>, policy: &Arc<Policy>) -> Vec<Job> {
-        let mut ready = Vec::with_capacity(jobs.len());
-        for mut job in jobs {
-            let head = job.queued.chunk.head.clone();
-            match self.renderers.of(&head, policy) {
+    fn with_templates(&mut self, mut jobs: Vec<Job>, policy: &Arc<Policy>) -> Vec<Job> {
+        jobs.retain_mut(|job| {
+            let head = &job.queued.chunk.head;
+            match self.renderers.of(head, policy) {
                 Ok(renderer) => {
                     let (category, dedupe_window_ms) = {
                         let renderer = renderer.lock();
                         (renderer.category().clone(), renderer.dedupe_window_ms())
                     };
                     job.rendering = Some(Rendering { renderer, category, dedupe_window_ms });
-                    ready.push(job);
+                    return true;
                 }
                 Err(NoRenderer::Unknown) => {
                     let template = &head.notification.template_id;
                     tracing::warn!(template, "a template is not known yet; its messages wait");
-                    self.put_off(&job);
+                    self.put_off(job);
                 }
                 Err(NoRenderer::Refused(cause)) => {
                     tracing::error!(template = head.notification.template_id, %cause, "messages cannot be rendered");
-                    self.end_all(&job, &End::by_rule(State::Failed, "template_refused", head.section.attempts));
+                    self.end_all(job, &End::by_rule(State::Failed, "template_refused", head.section.attempts));
                 }
             }
-        }
-        ready
+            false
+        });
+        jobs
     }
 
     /// Those whose users are known. If the directory does not answer, which is not absence, a section waits.
@@ -395,7 +398,7 @@ impl Worker {
             let head = &job.queued.chunk.head;
             let Some(mut keys) = head.claim_keys() else { continue };
             let window_ms = job.rendering.as_ref().map_or(0, |rendering| rendering.dedupe_window_ms);
-            let takes = takes.entry(job.shard).or_default();
+            let takes = takes.entry(job.shard).or_insert_with(|| Vec::with_capacity(FIRST_CLAIMS));
             for (known, _) in job.people.iter().zip(&job.fates).filter(|(_, fate)| matches!(fate, Fate::Send)) {
                 let (key, expires_ms) = (keys.of(&known.id), now_ms + window_ms);
                 takes.push(ClaimRequest::Take { key, owner: head.id, expires_ms });

@@ -11,6 +11,7 @@ use crate::{
     proof::prove,
     report::Report,
     sender::{End, Sent, drain, send},
+    servers::Servers,
     sink::Sink,
     sockets::Sockets,
     world::{Fanout, Plan, World},
@@ -119,6 +120,9 @@ pub async fn measure(common: &Common, load: &Load, kind: Kind, report: &mut Repo
         let cost_us = run.cpu.total.as_secs_f64() * 1e6 / run.instances as f64;
         report.add(&name, "us/instance", cost_us);
         report.add(format!("{name}, kernel"), "us/instance", run.cpu.kernel.as_secs_f64() * 1e6 / run.instances as f64);
+        for (server, cpu) in &run.servers {
+            report.add(format!("{name}, {server}"), "us/instance", cpu.as_secs_f64() * 1e6 / run.instances as f64);
+        }
         report.add(format!("{name}, rate"), "instances/s", run.instances as f64 / run.elapsed.as_secs_f64());
         costs.push(cost_us);
     }
@@ -131,6 +135,8 @@ pub async fn measure(common: &Common, load: &Load, kind: Kind, report: &mut Repo
 /// What one run took.
 struct Run {
     cpu: Cpu,
+    /// CPU time of each server that it ran on.
+    servers: Vec<(String, Duration)>,
     elapsed: Duration,
     instances: u64,
 }
@@ -158,17 +164,20 @@ async fn one(common: &Common, load: &Load, kind: Kind, end: End) -> anyhow::Resu
     settle(&herald, &target, end, warm).await?;
 
     eprintln!("pid {}: {count} notifications", herald.pid());
-    let (began, cpu) = (Instant::now(), herald.cpu()?);
+    let servers = || herald.servers.as_ref().map_or(Ok(Vec::new()), Servers::cpu);
+    let (began, cpu, of_servers) = (Instant::now(), herald.cpu()?, servers()?);
     let sent = send(&herald, &world, end, warm, count, common.window).await?;
     settle(&herald, &target, end, sent).await?;
-    let (elapsed, after) = (began.elapsed(), herald.cpu()?);
+    let (elapsed, after, servers_after) = (began.elapsed(), herald.cpu()?, servers()?);
+    let servers = servers_after.into_iter().zip(of_servers);
+    let servers = servers.map(|((name, after), (_, before))| (name, after.total - before.total)).collect();
 
     if end == End::Booked {
         prove(&world, sent).await?;
     }
     herald.stop().await?;
     let cpu = Cpu { total: after.total - cpu.total, kernel: after.kernel - cpu.kernel };
-    Ok(Run { cpu, elapsed, instances: sent.instances - warm.instances })
+    Ok(Run { cpu, servers, elapsed, instances: sent.instances - warm.instances })
 }
 
 /// Waits until everything has ended, and has arrived exactly once.

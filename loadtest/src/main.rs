@@ -12,6 +12,7 @@ mod process;
 mod proof;
 mod report;
 mod sender;
+mod servers;
 mod sink;
 mod sockets;
 mod world;
@@ -32,7 +33,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// The exit code of a run whose generator could not keep to its schedule: the figures would be the generator's.
 const GENERATOR_TOO_SLOW: u8 = 3;
 
-/// Measures Herald from outside. Every run has a fresh process and data directory, with fsync on.
+/// Measures Herald from outside. Every run has a fresh process and data directory, with fsync on; or with --servers a fresh
+/// log, keyspace and keys on Kafka, Cassandra and Redis.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -16,6 +16,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
     time::{Instant, sleep},
 };
+
+use crate::servers::Servers;
 
 /// How long the process may take to become ready or to stop.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -32,6 +34,9 @@ pub struct Binary {
     /// Where data directories are made; on a real disk, or fsync costs nothing.
     #[arg(long, global = true)]
     pub data: Option<PathBuf>,
+    /// Runs on the servers that `deploy/local/servers up` has started and `target/servers/env` names.
+    #[arg(long, global = true)]
+    pub servers: bool,
     /// Sets a value of Herald's configuration, such as --set worker.commit_interval_ms=10.
     #[arg(long, global = true, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -50,6 +55,8 @@ pub struct Cpu {
 pub struct Herald {
     /// Where HTTP and gRPC are served.
     pub address: SocketAddr,
+    /// The servers that it runs on, unless its storage is embedded.
+    pub servers: Option<Servers>,
     child: Child,
     data: TempDir,
 }
@@ -63,12 +70,17 @@ impl Herald {
         let log = File::create(data.path().join("log"))?;
         let mut command = Command::new(&binary.herald);
         command.arg("dev").arg("--data").arg(data.path().join("data")).arg("--listen").arg(address.to_string());
-        for setting in settings.iter().copied().chain(binary.set.iter().map(String::as_str)) {
+        let servers = binary.servers.then(Servers::fresh).transpose()?;
+        let shared = servers.as_ref().map_or(&[][..], Servers::settings);
+        for setting in shared.iter().chain(&binary.set).map(String::as_str).chain(settings.iter().copied()) {
             command.arg("--set").arg(setting);
+        }
+        if !shared.is_empty() {
+            migrate(&binary.herald, shared)?;
         }
         command.stdout(Stdio::from(log.try_clone()?)).stderr(Stdio::from(log));
         let child = command.spawn().with_context(|| format!("{} cannot be started", binary.herald.display()))?;
-        let mut herald = Self { address, child, data };
+        let mut herald = Self { address, servers, child, data };
         herald.wait_until_ready().await?;
         Ok(herald)
     }
@@ -93,8 +105,7 @@ impl Herald {
 
     /// CPU time since the start, of all threads.
     pub fn cpu(&self) -> anyhow::Result<Cpu> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).context("herald has ended")?;
-        cpu_of_stat(&stat).context("/proc/PID/stat is not as in proc(5)")
+        cpu_of(self.child.id())
     }
 
     /// What `/metrics` shows.
@@ -131,6 +142,20 @@ impl Drop for Herald {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Makes the schema and the topics.
+fn migrate(herald: &Path, settings: &[String]) -> anyhow::Result<()> {
+    let settings = settings.iter().flat_map(|setting| ["--set", setting]);
+    let migrated = Command::new(herald).arg("migrate").args(settings).output()?;
+    anyhow::ensure!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+    Ok(())
+}
+
+/// CPU time of a process since its start, of all threads.
+pub fn cpu_of(pid: u32) -> anyhow::Result<Cpu> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the process has ended")?;
+    cpu_of_stat(&stat).context("/proc/PID/stat is not as in proc(5)")
 }
 
 /// See proc(5): after the command in parentheses, utime is the twelfth field and stime the thirteenth.

@@ -21,8 +21,13 @@ pub fn operator(setup: &Setup, arguments: &[&str]) -> Output {
 }
 
 fn herald_as(setup: &Setup, key: &str, arguments: &[&str]) -> Output {
+    herald_at(setup.port, key, arguments)
+}
+
+/// Runs `herald` as a client of whoever listens on a port.
+pub fn herald_at(port: u16, key: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_herald"));
-    command.args(arguments).env("HERALD_URL", format!("http://127.0.0.1:{}", setup.port)).env("HERALD_KEY", key);
+    command.args(arguments).env("HERALD_URL", format!("http://127.0.0.1:{port}")).env("HERALD_KEY", key);
     command.stdin(Stdio::null()).output().unwrap()
 }
 

@@ -10,10 +10,17 @@ use tokio::{
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
+    head: String,
     pub body: String,
 }
 
 impl Answer {
+    /// The value of a header, in whatever case its name is.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let headers = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
+        headers.filter(|(is, _)| is.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).next()
+    }
+
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error} in {self:?}"))
     }
@@ -36,5 +43,5 @@ pub async fn send(port: u16, method: &str, path: &str, headers: &[(&str, &str)],
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap();
     assert!(!head.to_lowercase().contains("transfer-encoding"), "an answer in chunks: {head}");
-    Answer { status, body: body.to_owned() }
+    Answer { status, head: head.to_owned(), body: body.to_owned() }
 }

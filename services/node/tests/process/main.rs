@@ -4,6 +4,7 @@
 
 mod backup;
 mod clients;
+mod collector;
 mod commands;
 mod erasure;
 mod full_disk;

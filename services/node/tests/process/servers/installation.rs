@@ -9,9 +9,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Client, PATIENCE, client_of};
+use crate::{
+    commands::herald_at,
+    http::{self, Answer},
+    support::{Client, PATIENCE, client_of},
+};
 
 const HERALD: &str = env!("CARGO_BIN_EXE_herald");
+
+/// Parts of each sharded topic.
+pub const SHARDS: u32 = 4;
 
 /// What a test has of the servers.
 pub struct Installation {
@@ -39,7 +46,7 @@ impl Installation {
             "kafka.replication_factor=1".into(),
             "kafka.min_insync_replicas=1".into(),
             "cql.replication={'class': 'SimpleStrategy', 'replication_factor': 1}".into(),
-            "layout.shards=4".into(),
+            format!("layout.shards={SHARDS}"),
             "layout.requests_partitions=2".into(),
             "layout.receipts_partitions=2".into(),
         ];
@@ -64,6 +71,18 @@ impl Installation {
     /// Runs a command to its end.
     pub fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
+    }
+
+    /// Starts a process of the role that its name begins with, or of the two that take calls: `front-0`, `worker-1`. The
+    /// front runs for development, so it has a tenant and keys to try things with.
+    pub async fn start_role(&self, name: &str, settings: &[&str]) -> Running {
+        let role = name.rsplit_once('-').unwrap().0;
+        let mut arguments = match role {
+            "front" => vec!["dev", "--set", "roles=[\"gateway\", \"control-plane\"]"],
+            role => vec!["run", "--no-config", "--roles", role, "--instance", name],
+        };
+        arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+        self.start(name, &arguments).await
     }
 
     /// Starts a process that goes on, and waits until it is ready.
@@ -102,15 +121,39 @@ impl Running {
         }
     }
 
-    /// What it says of itself.
+    /// Waits until it is as wanted by what it says of itself.
+    pub async fn says(&self, wanted: impl Fn(u16, &serde_json::Value) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let said = self.readyz().await;
+            if said.as_ref().is_some_and(|(status, said)| wanted(*status, said)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "it says {said:?}; its log is:\n{}", self.tail());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// What it says of itself, if it does within the three seconds that the probes of the Helm chart wait.
     pub async fn readyz(&self) -> Option<(u16, serde_json::Value)> {
         let output = Command::new("curl")
-            .args(["-s", "-m", "10", "-w", "\n%{http_code}", &format!("http://127.0.0.1:{}/readyz", self.port)])
+            .args(["-s", "-m", "3", "-w", "\n%{http_code}", &format!("http://127.0.0.1:{}/readyz", self.port)])
             .output()
             .unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let (body, status) = text.rsplit_once('\n')?;
         Some((status.parse().unwrap(), serde_json::from_str(body).ok()?))
+    }
+
+    /// Calls its API over HTTP with the key of the demo tenant.
+    pub async fn post(&self, path: &str, headers: &[(&str, &str)], body: &serde_json::Value) -> Answer {
+        let headers = [&[("Authorization", "Bearer hk_dev_demo")], headers].concat();
+        http::send(self.port, "POST", path, &headers, Some(body)).await
+    }
+
+    /// Runs a client command on it with the operator's key.
+    pub fn operator(&self, arguments: &[&str]) -> Output {
+        herald_at(self.port, "hk_dev_admin", arguments)
     }
 
     /// A client of its API with the key of the demo tenant.

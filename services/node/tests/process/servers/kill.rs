@@ -23,14 +23,13 @@ const AWAY: Duration = Duration::from_secs(10);
 /// A process that is started again under the same name.
 struct Place {
     name: &'static str,
-    arguments: Vec<String>,
+    mail: String,
     running: Option<Running>,
 }
 
 impl Place {
     async fn start(&mut self, installation: &Installation) {
-        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
-        self.running = Some(installation.start(self.name, &arguments).await);
+        self.running = Some(installation.start_role(self.name, &[&self.mail, "instances=2"]).await);
     }
 
     fn take(&mut self) -> Running {
@@ -41,16 +40,8 @@ impl Place {
 fn places(mails: &Mails) -> Vec<Place> {
     let names =
         ["front-0", "front-1", "ledger-0", "ledger-1", "orchestrator-0", "orchestrator-1", "worker-0", "worker-1"];
-    let place = |name: &'static str| {
-        let role = &name[..name.len() - 2];
-        let mut arguments: Vec<String> = match role {
-            "front" => ["dev", "--set", "roles=[\"gateway\", \"control-plane\"]"].map(String::from).to_vec(),
-            role => ["run", "--no-config", "--roles", role, "--instance", name].map(String::from).to_vec(),
-        };
-        arguments.extend(["--set", &format!("email.url={}", mails.url), "--set", "instances=2"].map(String::from));
-        Place { name, arguments, running: None }
-    };
-    names.map(place).into()
+    let mail = format!("email.url={}", mails.url);
+    names.map(|name| Place { name, mail: mail.clone(), running: None }).into()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 mod installation;
 mod kill;
 mod roles;
+mod traces;
 
 use tokio::sync::RwLock;
 

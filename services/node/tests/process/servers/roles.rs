@@ -17,15 +17,12 @@ async fn the_demo_runs_on_shared_servers_and_its_books_are_proven() {
 async fn roles_are_processes_and_a_worker_that_is_killed_is_replaced() {
     let _shared = SERVERS.read().await;
     let installation = Installation::new();
-    let front = ["dev", "--set", "roles=[\"gateway\", \"control-plane\"]", "--smtp", "null:"];
-    let front = installation.start("front", &front).await;
-    let of = |roles: &'static str, name: &'static str| {
-        ["run", "--no-config", "--roles", roles, "--instance", name, "--set", "email.url=null:", "--set", "instances=2"]
-    };
-    let _books = installation.start("books", &of("ledger", "ledger-0")).await;
-    let _pages = installation.start("pages", &of("orchestrator", "orchestrator-0")).await;
-    let one = installation.start("worker-0", &of("worker", "worker-0")).await;
-    let two = installation.start("worker-1", &of("worker", "worker-1")).await;
+    let settings = ["email.url=null:", "instances=2"];
+    let front = installation.start_role("front-0", &settings).await;
+    let _books = installation.start_role("ledger-0", &settings).await;
+    let _pages = installation.start_role("orchestrator-0", &settings).await;
+    let one = installation.start_role("worker-0", &settings).await;
+    let two = installation.start_role("worker-1", &settings).await;
     let mut client = front.client();
     client.set_up(100).await;
     let mut ids = Vec::new();
@@ -38,7 +35,7 @@ async fn roles_are_processes_and_a_worker_that_is_killed_is_replaced() {
             two.take().unwrap().kill();
         }
     }
-    let _two = installation.start("worker-1", &of("worker", "worker-1")).await;
+    let _two = installation.start_role("worker-1", &settings).await;
     for id in &ids {
         let status = client.settled(id).await;
         let instances = status.instances.unwrap();

@@ -2,6 +2,7 @@
 
 mod installation;
 mod kill;
+mod lag;
 mod roles;
 mod traces;
 

@@ -1,0 +1,80 @@
+//! `herald lag` against processes whose worker is away: what waits, where, and whose it is.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use herald_core::ids::shard_of;
+
+use super::{
+    SERVERS,
+    installation::{Installation, SHARDS},
+};
+use crate::{
+    commands::{answered, said},
+    support::{PATIENCE, notification, user},
+};
+
+#[tokio::test]
+async fn what_waits_for_a_worker_is_told_by_partition_and_tenant() {
+    let _shared = SERVERS.read().await;
+    let installation = Installation::new();
+    let settings = ["email.url=null:"];
+    let front = installation.start_role("front-0", &settings).await;
+    let _pages = installation.start_role("orchestrator-0", &settings).await;
+    let _books = installation.start_role("ledger-0", &settings).await;
+    let worker = installation.start_role("worker-0", &settings).await;
+    let mut client = front.client();
+    client.set_up(1).await;
+    let results = client.notify(vec![notification("before", vec![user(0)])]).await.unwrap();
+    client.settled(results[0].request_id.as_ref().unwrap()).await;
+    assert!(said(&front.operator(&["lag"])).contains("Nothing waits."));
+
+    worker.kill();
+    let ids: Vec<String> = {
+        let each = (0..5).map(|number| notification(&format!("waits-{number}"), vec![user(0)])).collect();
+        let results = client.notify(each).await.unwrap();
+        results.into_iter().map(|result| result.request_id.unwrap()).collect()
+    };
+    // Five notifications, by mail and in the app.
+    let lag = until(
+        || answered(&front.operator(&["lag", "--partitions", "--json"])),
+        |lag| lag["tenants"][0]["instances"] == 10,
+    )
+    .await;
+    assert_eq!(lag["tenants"][0]["tenant_id"], "demo", "{lag}");
+    let behind: BTreeMap<_, _> = lag["topics"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|entry| entry["group"] == "herald.worker" && entry["records"] != 0)
+        .map(|entry| {
+            ((entry["topic"].as_str().unwrap(), entry["partition"].as_u64().unwrap()), &entry["oldest_age_ms"])
+        })
+        .collect();
+    let shard = u64::from(shard_of("demo", &user(0), SHARDS));
+    assert_eq!(behind.keys().copied().collect::<Vec<_>>(), [("deliveries.bulk", shard)], "{lag}");
+    assert!(behind.values().all(|age| age.as_u64().is_some_and(|age| age > 0)), "{lag}");
+    let text = said(&front.operator(&["lag"]));
+    assert!(text.contains("deliveries.bulk") && text.contains("herald.worker") && text.contains("demo"), "{text}");
+
+    let _worker = installation.start_role("worker-0", &settings).await;
+    for id in &ids {
+        client.settled(id).await;
+    }
+    until(|| said(&front.operator(&["lag"])), |text| text.contains("Nothing waits.")).await;
+}
+
+/// Asks until the answer is as wanted.
+async fn until<T: std::fmt::Debug>(ask: impl Fn() -> T, wanted: impl Fn(&T) -> bool) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = ask();
+        if wanted(&answer) {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "the last answer: {answer:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

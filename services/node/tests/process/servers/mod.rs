@@ -4,6 +4,7 @@ mod installation;
 mod kill;
 mod lag;
 mod roles;
+mod takeover;
 mod traces;
 
 use tokio::sync::RwLock;

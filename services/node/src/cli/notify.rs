@@ -353,7 +353,8 @@ impl Receipts {
     }
 }
 
-/// Cancels a request, or all that were admitted under a dedupe key.
+/// Cancels a request, or all that were admitted under a dedupe key. The counts are right at once; the receipts of what waited
+/// appear when it would have been sent.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("what").required(true).args(["request", "dedupe_key"])))]
 pub struct Cancel {

@@ -1,11 +1,10 @@
 //! The policy snapshot that every role decides with, built from the `control` topic.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, OnceLock},
 };
 
-use hashbrown::HashMap;
 use herald_templates::{Limits as TemplateLimits, Template, TemplateSource};
 use serde::{Deserialize, Serialize};
 

@@ -7,7 +7,7 @@
 //! A member is known by its ordinal: `group.instance.id` and `transactional.id` are made of it. So a process that starts
 //! again takes over from itself, in the group without a rebalance and in the transactions without waiting for a timeout,
 //! and what is left of its predecessor is fenced. Two processes with the same ordinal would fence each other: the one that
-//! started last goes on, the other stays fenced for good.
+//! started last goes on, the other stays fenced, and its polls say so.
 
 mod config;
 mod context;

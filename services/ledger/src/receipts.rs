@@ -100,6 +100,7 @@ impl Reader {
                     return Err(Halt::Shutdown);
                 }
                 Some(Ok(polled)) => {
+                    let polled = polled.or_halt().map_err(|_| Halt::Fenced)?;
                     backoff = Backoff::new();
                     self.take(polled).await?;
                 }

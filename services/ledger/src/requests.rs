@@ -77,6 +77,7 @@ impl Reader {
             };
             match polled {
                 Ok(polled) => {
+                    let polled = polled.or_halt().map_err(|_| Halt::Fenced)?;
                     backoff = Backoff::new();
                     self.store(&polled).await?;
                     self.commit(&mut *subscription, positions(&polled.records)).await?;

@@ -89,6 +89,7 @@ impl Stage {
             };
             match polled {
                 Ok(polled) => {
+                    let polled = polled.or_halt()?;
                     self.polled_mark = self.polled_mark.max(polled.mark);
                     self.reassign(polled.assigned, polled.revoked);
                     polled.records.into_iter().for_each(|record| self.enqueue(record));

@@ -69,7 +69,7 @@ pub async fn run(log: Arc<dyn Log>, world: World, member: Member, shutdown: Canc
         };
         match polled {
             Ok(polled) => {
-                for record in polled.records {
+                for record in polled.or_halt()?.records {
                     redriver.take(record).await?;
                 }
             }

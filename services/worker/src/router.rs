@@ -92,6 +92,7 @@ pub async fn run(deps: RouterDeps, member: Member, shutdown: CancellationToken) 
         };
         match polled {
             Ok(polled) => {
+                let polled = polled.or_halt()?;
                 for at in polled.revoked {
                     router.tiers.remove(&at);
                 }

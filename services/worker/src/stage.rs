@@ -217,7 +217,7 @@ impl Worker {
     }
 
     async fn take_polled(&mut self, polled: Polled) -> anyhow::Result<()> {
-        let Polled { records, assigned, revoked, wanted_back, mark } = polled;
+        let Polled { records, assigned, revoked, wanted_back, mark, .. } = polled.or_halt()?;
         if wanted_back {
             // Whatever started from now on would be sent again by who comes next.
             self.freshness.changes_read(None);

@@ -100,7 +100,8 @@ enum Standing {
     Suspect {
         until: Instant,
     },
-    /// Another has this member's name. It keeps it.
+    /// Another has this member's name. It keeps it, until a new subscription takes the name back: it may have been this
+    /// member's own join whose answer was lost, which the coordinator cannot tell from another's.
     TakenOver,
 }
 
@@ -168,9 +169,10 @@ impl MemberThread {
             Standing::Suspect { until } => {
                 self.listen();
                 if self.is_taken_over() {
-                    tracing::warn!(member = self.name, "another process has this member's name; it stays fenced");
+                    tracing::warn!(member = self.name, "another has this member's name; it stays fenced");
                     self.end_session();
                     self.standing = Standing::TakenOver;
+                    self.shared.taken_over();
                 } else if now >= until {
                     self.end_session();
                     self.standing = Standing::Joining { not_before: now };

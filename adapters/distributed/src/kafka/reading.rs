@@ -124,7 +124,10 @@ impl Readers {
                     .map_err(|error| unavailable("a reader cannot be made", &error))?,
             };
             let worked = work(&readers, &client);
-            readers.idle.lock().push(client);
+            // A client that failed may keep a wrong picture of the cluster for minutes; the next one asks anew.
+            if worked.is_ok() {
+                readers.idle.lock().push(client);
+            }
             worked
         });
         let worked = worked.await.map_err(|error| unavailable("a read ended early", &error))?;

@@ -73,6 +73,8 @@ pub(super) struct View {
     assigned: Option<(u64, Vec<(TopicPartition, Position)>)>,
     revoked: Vec<TopicPartition>,
     wanted_back: WantedBack,
+    /// Whether another has the member's name.
+    taken_over: bool,
     failed: Option<LogError>,
 }
 
@@ -132,6 +134,12 @@ impl Shared {
     pub fn lose(&self) {
         let mut view = self.view.lock();
         view.lose();
+        self.news.notify_one();
+    }
+
+    /// Every poll says from now on that another has the member's name.
+    pub fn taken_over(&self) {
+        self.view.lock().taken_over = true;
         self.news.notify_one();
     }
 
@@ -236,6 +244,9 @@ impl KafkaSubscription {
         if let Some((epoch, assigned)) = view.assigned.take() {
             self.epoch = epoch;
             return Ok(Some(Polled { assigned, ..Polled::default() }));
+        }
+        if view.taken_over {
+            return Ok(Some(Polled { taken_over: true, ..Polled::default() }));
         }
         if let Some(error) = &view.failed {
             return Err(error.clone());

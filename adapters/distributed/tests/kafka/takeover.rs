@@ -41,6 +41,7 @@ async fn who_was_taken_over_does_not_come_back() {
         assert!(matches!(new.commit(commit("new")).await.unwrap(), Committed::Done(_)));
         assert_eq!(old.commit(Commit::default()).await.unwrap(), Committed::Fenced);
     }
+    assert!(old.poll(1, SOON).await.unwrap().taken_over, "whoever polls it would wait for ever");
     clean_up(&config).await;
 }
 

@@ -71,8 +71,21 @@ pub struct Polled {
     /// The group wants this member's partitions back. It lets go of them by its next poll, which must come within some
     /// seconds, and may commit before what it has decided.
     pub wanted_back: bool,
+    /// Another took this member's place, as far as the log can tell, and nothing comes any more. A new subscription takes
+    /// it back, which is right unless another process has the place.
+    pub taken_over: bool,
     /// Covers every record of this poll. Nothing may leave the process before the log is durable up to it.
     pub mark: Mark,
+}
+
+impl Polled {
+    /// What was polled; whoever was taken over must join its group anew.
+    ///
+    /// # Errors
+    /// [`Halted::Fenced`].
+    pub fn or_halt(self) -> Result<Self, Halted> {
+        if self.taken_over { Err(Halted::Fenced) } else { Ok(self) }
+    }
 }
 
 /// One stage's transaction.

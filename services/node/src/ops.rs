@@ -1,6 +1,6 @@
 //! `/healthz`, `/readyz` and `/metrics`.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt::Display, sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -72,6 +72,9 @@ pub async fn serve(listener: Listener, routes: Routes, world: World, shutdown: C
     serve::serve(listener, app, limits, shutdown).await;
 }
 
+/// How long each check of readiness may take: whoever probes waits for some seconds, and takes silence for another fault.
+const CHECK: Duration = Duration::from_secs(2);
+
 /// Ready means: a notification sent now would be taken and go all the way.
 async fn ready(State(ops): State<Arc<Ops>>) -> Response {
     let mut reasons = Vec::new();
@@ -86,26 +89,30 @@ async fn ready(State(ops): State<Arc<Ops>>) -> Response {
         reasons.push(format!("waits for partitions of the log: {}", waiting.join(", ")));
     }
     // An append of nothing says whether the log takes anything.
-    if let Err(error) = ops.log.append(Vec::new()).await {
-        reasons.push(format!("the log takes nothing: {error}"));
-    }
-    if let Err(error) = ops.log.progress(Group::Worker).await {
-        reasons.push(format!("the log does not answer: {error}"));
-    }
+    let (takes, answers, stores, cache) = tokio::join!(
+        fault("the log takes nothing", ops.log.append(Vec::new())),
+        fault("the log does not answer", ops.log.progress(Group::Worker)),
+        fault("the stores do not answer", ops.stores.unpublished(1)),
+        fault("the cache does not answer", ops.fleet.running(ops.gauges.world.now_ms())),
+    );
+    reasons.extend(takes.into_iter().chain(answers));
     // Without these, calls are still taken and what is known is still served; what needs them waits. To take all gateways
     // out of service for it would make it worse.
-    let mut degraded = Vec::new();
-    if let Err(error) = ops.stores.unpublished(1).await {
-        degraded.push(format!("the stores do not answer: {error}"));
-    }
-    if let Err(error) = ops.fleet.running(ops.gauges.world.now_ms()).await {
-        degraded.push(format!("the cache does not answer: {error}"));
-    }
+    let degraded: Vec<String> = stores.into_iter().chain(cache).collect();
     let ready = reasons.is_empty();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     // What is stuck is for people to look at; the process takes calls all the same.
     let stuck: Vec<Value> = ops.ledger.check().stuck.iter().map(stuck_view).collect();
     (status, Json(json!({ "ready": ready, "reasons": reasons, "degraded": degraded, "stuck": stuck }))).into_response()
+}
+
+/// Asks what may be away; what is wrong with it, if anything is.
+async fn fault<T, E: Display>(what: &str, asked: impl Future<Output = Result<T, E>>) -> Option<String> {
+    match tokio::time::timeout(CHECK, asked).await {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(format!("{what}: {error}")),
+        Err(_) => Some(format!("{what}: nothing was heard of it within {CHECK:?}")),
+    }
 }
 
 fn stuck_view(stuck: &Stuck) -> Value {

@@ -3,6 +3,7 @@
 mod installation;
 mod kill;
 mod lag;
+mod outages;
 mod roles;
 mod takeover;
 mod traces;

@@ -1,0 +1,119 @@
+//! A server is away for a while. Whatever was answered 202 before, meanwhile and after arrives once, and what cannot be
+//! taken is refused with a time to come back.
+
+use serde_json::{Value, json};
+
+use super::{
+    SERVERS,
+    installation::{Installation, Running, Server},
+};
+use crate::{
+    http::Answer,
+    kill::IN_DOUBT,
+    support::{Chance, seed, user},
+    traffic::{Mails, PEOPLE, Traffic, prove},
+};
+
+/// Notifications that flow while a server goes away and comes back.
+const NOTIFICATIONS: u64 = 1_000;
+
+/// Somebody whom the traffic does not write to.
+fn witness() -> String {
+    user(PEOPLE)
+}
+
+/// A notification in the app to the witness, over HTTP, with these headers and fields.
+async fn notify(process: &Running, headers: &[(&str, &str)], fields: Value) -> Answer {
+    let mut body = json!({
+        "template_id": "note",
+        "audience": {"users": [witness()]},
+        "channels": ["in_app"],
+        "data": {"text": "Hi"},
+    });
+    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    process.post("/v1/notify", headers, &body).await
+}
+
+/// The id of what was accepted.
+fn accepted(answer: &Answer) -> String {
+    assert_eq!(answer.status, 202, "{answer:?}");
+    answer.json()["request_id"].as_str().unwrap().to_owned()
+}
+
+fn is_told_to_come_back(answer: &Answer) {
+    let after: Option<u32> = answer.header("retry-after").and_then(|seconds| seconds.parse().ok());
+    assert!(answer.status == 503 && after.is_some_and(|seconds| seconds > 0), "{answer:?}");
+}
+
+fn names(said: &Value, list: &str, what: &str) -> bool {
+    said[list].as_array().unwrap().iter().any(|text| text.as_str().unwrap().starts_with(what))
+}
+
+/// Takes a server away while traffic flows, does something meanwhile that returns what was accepted for the witness, and
+/// proves that all arrived.
+async fn without(server: Server, meanwhile: impl AsyncFnOnce(&Running) -> Vec<String>) {
+    let _alone = SERVERS.write().await;
+    let chance = Chance::new(seed());
+    let (installation, mails) = (Installation::new(), Mails::start().await);
+    let process = installation.start("all", &["dev", "--smtp", &mails.url]).await;
+    let mut client = process.client();
+    client.set_up(PEOPLE + 1).await;
+
+    let traffic = Traffic::of(NOTIFICATIONS);
+    let (sender, clients) = (traffic.clone(), [client.clone()]);
+    let sending = tokio::spawn(async move { sender.send(&clients, &chance).await });
+    traffic.reaches(NOTIFICATIONS / 4).await;
+    let away = server.away();
+    let of_witness = meanwhile(&process).await;
+    drop(away);
+    process.says(|status, said| status == 200 && said["degraded"] == json!([])).await;
+    prove(&mut client, &sending.await.unwrap(), &mails, IN_DOUBT).await;
+    for id in &of_witness {
+        client.settled(id).await;
+    }
+    let mut inbox = client.inbox_of(&witness()).await;
+    // What was refused may have arrived, since the answer was that it is open.
+    inbox.sort();
+    assert!(of_witness.iter().all(|id| inbox.contains(id)), "{of_witness:?} in {inbox:?}");
+    assert!(inbox.windows(2).all(|two| two[0] != two[1]), "nothing is there twice: {inbox:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_kafka_nothing_is_accepted_and_what_was_is_not_lost() {
+    without(Server::Kafka, async |process| {
+        let key = [("Idempotency-Key", "witness")];
+        let (plain, keyed) = tokio::join!(notify(process, &[], json!({})), notify(process, &key, json!({})));
+        is_told_to_come_back(&plain);
+        is_told_to_come_back(&keyed);
+        process.says(|status, said| status == 503 && names(said, "reasons", "the log does not answer")).await;
+        Vec::new()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_cassandra_what_needs_no_key_is_accepted() {
+    without(Server::Cassandra, async |process| {
+        let key = [("Idempotency-Key", "witness")];
+        let (plain, keyed) = tokio::join!(notify(process, &[], json!({})), notify(process, &key, json!({})));
+        is_told_to_come_back(&keyed);
+        process.says(|status, said| status == 200 && names(said, "degraded", "the stores")).await;
+        vec![accepted(&plain), accepted(&notify(process, &[], json!({})).await)]
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_redis_only_what_needs_a_claim_waits() {
+    without(Server::Redis, async |process| {
+        let claims = accepted(&notify(process, &[], json!({"dedupe_key": "once"})).await);
+        let plain = accepted(&notify(process, &[("Idempotency-Key", "witness")], json!({})).await);
+        let mut client = process.client();
+        client.settled(&plain).await;
+        process.says(|status, said| status == 200 && names(said, "degraded", "the cache")).await;
+        let waits = client.status(&claims).await.unwrap();
+        assert_eq!(waits.instances.unwrap().delivered, 0, "nobody knows whether it was sent before");
+        vec![claims, plain]
+    })
+    .await;
+}

@@ -5,7 +5,7 @@
 FROM rust:1.95-slim-bookworm AS build
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install --no-install-recommends -y gcc g++ make && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install --no-install-recommends -y gcc g++ make perl && rm -rf /var/lib/apt/lists/*
 WORKDIR /herald
 COPY . .
 RUN cargo build --locked --profile dist -p herald-node --bin herald

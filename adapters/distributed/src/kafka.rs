@@ -38,7 +38,7 @@ use rdkafka::{
 };
 
 pub use self::{
-    config::{BadKafkaConfig, KafkaConfig},
+    config::{BadKafkaConfig, KafkaConfig, SecurityProtocol},
     topics::OpenError,
 };
 use self::{context::Plain, names::Names, reading::Readers, subscription::KafkaSubscription};

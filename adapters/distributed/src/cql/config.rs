@@ -4,6 +4,8 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::credentials;
+
 /// The port of CQL servers.
 const DEFAULT_PORT: u16 = 9042;
 
@@ -90,7 +92,7 @@ impl FromStr for CqlUrl {
     type Err = InvalidUrl;
 
     fn from_str(url: &str) -> Result<Self, InvalidUrl> {
-        let invalid = |why| InvalidUrl { url: url.to_owned(), why };
+        let invalid = |why| InvalidUrl { url: credentials::shown(url), why };
         let rest = url.strip_prefix("cql://").ok_or_else(|| invalid("it does not begin with cql://"))?;
         let (nodes, keyspace) = rest.split_once('/').ok_or_else(|| invalid("the keyspace is missing"))?;
         let starts_well = keyspace.starts_with(|c: char| c.is_ascii_lowercase());
@@ -104,7 +106,7 @@ impl FromStr for CqlUrl {
                 None => (node, DEFAULT_PORT),
             };
             if host.is_empty() || host.contains(['@', ' ']) {
-                return Err(invalid("a host is missing, or is none; user and password have settings of their own"));
+                return Err(invalid("a host is missing, or is none; cql.user and cql.password_file say who logs in"));
             }
             Ok(format!("{host}:{port}"))
         };
@@ -134,5 +136,7 @@ mod tests {
             let error = bad.parse::<CqlUrl>().unwrap_err();
             assert!(error.to_string().contains("cql://host:port"), "{error}");
         }
+        let error = "cql://me:secret@a/k".parse::<CqlUrl>().unwrap_err().to_string();
+        assert!(error.contains("cql.password_file") && !error.contains("secret"), "{error}");
     }
 }

@@ -12,6 +12,9 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use scylla::{
     client::{execution_profile::ExecutionProfile, session::Session, session_builder::SessionBuilder},
     deserialize::row::DeserializeRow,
+    errors::{
+        ConnectionError, ConnectionPoolError, ConnectionSetupRequestErrorKind, DbError, MetadataError, NewSessionError,
+    },
     response::query_result::QueryResult,
     serialize::row::SerializeRow,
     statement::{
@@ -24,6 +27,7 @@ use scylla::{
 use tokio::sync::Semaphore;
 
 use super::config::{Consistency, CqlConfig, CqlUrl};
+use crate::credentials;
 
 const SCHEMA_POLL: Duration = Duration::from_millis(50);
 /// Statements of one call that run at once.
@@ -52,41 +56,79 @@ pub(super) async fn connect(url: &CqlUrl, config: &CqlConfig, keyspace: bool) ->
     if !config.datacenter.is_empty() {
         builder = builder.prefer_datacenter(config.datacenter.clone());
     }
-    if !config.user.is_empty() {
-        builder = builder.user(&config.user, password(config)?);
+    if let Some(password) = password(config)? {
+        builder = builder.user(&config.user, password);
     }
-    if config.tls {
-        builder = builder.tls_context(Some(tls(config)?));
+    if let Some(tls) = tls(config)? {
+        builder = builder.tls_context(Some(tls));
     }
     if keyspace {
         builder = builder.use_keyspace(&url.keyspace, false);
     }
-    builder.build().await.with_context(|| format!("{url} cannot be reached"))
+    builder.build().await.map_err(|error| {
+        let (trouble, mend) = trouble(&error);
+        anyhow::anyhow!("{url} cannot be used: {trouble}; {mend}")
+    })
 }
 
-fn password(config: &CqlConfig) -> anyhow::Result<String> {
-    let Some(file) = &config.password_file else {
-        anyhow::bail!("the user {:?} of the CQL database needs a `password_file`", config.user)
+/// Why there is no session, and what to look at. The driver's errors say everything once more at each level.
+fn trouble(error: &NewSessionError) -> (String, &'static str) {
+    let NewSessionError::MetadataError(MetadataError::ConnectionPoolError(ConnectionPoolError::Broken {
+        last_connection_error: last,
+    })) = error
+    else {
+        return (error.to_string(), "check the addresses and what the servers say");
     };
-    let password = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
-    Ok(password.trim_end_matches(['\r', '\n']).to_owned())
+    let kind = match last {
+        ConnectionError::ConnectionSetupRequestError(request) => Some(&request.error),
+        _ => None,
+    };
+    let mend = match (last, kind) {
+        (ConnectionError::IoError(error), _) if error.get_ref().is_some_and(|error| error.is::<rustls::Error>()) => {
+            "check that the servers speak TLS (cql.tls), and that cql.tls_ca_file holds the authority of their \
+             certificates and these name the servers' addresses"
+        }
+        (_, Some(ConnectionSetupRequestErrorKind::MissingAuthentication)) => {
+            return ("the servers want a login".to_owned(), "set cql.user and cql.password_file");
+        }
+        (_, Some(ConnectionSetupRequestErrorKind::DbError(DbError::AuthenticationError, _))) => {
+            "check cql.user and what is in cql.password_file"
+        }
+        _ => "check that the servers run, and set cql.tls if they want TLS",
+    };
+    (last.to_string(), mend)
 }
 
-fn tls(config: &CqlConfig) -> anyhow::Result<Arc<rustls::ClientConfig>> {
-    let Some(file) = &config.tls_ca_file else {
-        anyhow::bail!("TLS to the CQL database needs a `tls_ca_file` with the certificates that sign the servers' ones")
+/// The user's password, if there is a user.
+fn password(config: &CqlConfig) -> anyhow::Result<Option<String>> {
+    match (&config.password_file, config.user.is_empty()) {
+        (None, true) => Ok(None),
+        (Some(file), false) => Ok(Some(credentials::password("cql.password_file", file)?)),
+        (Some(_), true) => anyhow::bail!("cql.password_file is set, and nobody logs in: set cql.user"),
+        (None, false) => anyhow::bail!("the user {:?} logs in with a password: set cql.password_file", config.user),
+    }
+}
+
+/// What TLS trusts, if there is TLS. Whoever names authorities takes the connection for encrypted.
+fn tls(config: &CqlConfig) -> anyhow::Result<Option<Arc<rustls::ClientConfig>>> {
+    let file = match (&config.tls_ca_file, config.tls) {
+        (None, false) => return Ok(None),
+        (Some(file), true) => file,
+        (Some(_), false) => anyhow::bail!("cql.tls_ca_file is set, and connections are not encrypted: set cql.tls"),
+        (None, true) => anyhow::bail!(
+            "with cql.tls the servers' certificates are checked: set cql.tls_ca_file to those that sign them"
+        ),
     };
+    let pem = credentials::read("cql.tls_ca_file", file)?;
     let mut roots = rustls::RootCertStore::empty();
-    let certificates =
-        CertificateDer::pem_file_iter(file).with_context(|| format!("{} cannot be read", file.display()))?;
-    for certificate in certificates {
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.with_context(|| format!("{} is not PEM", file.display()))?;
         roots.add(certificate).with_context(|| format!("{} holds a certificate of no use", file.display()))?;
     }
     anyhow::ensure!(!roots.is_empty(), "{} holds no certificate", file.display());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let client = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    Ok(Arc::new(client.with_root_certificates(roots).with_no_client_auth()))
+    Ok(Some(Arc::new(client.with_root_certificates(roots).with_no_client_auth())))
 }
 
 /// A session and the number of statements that may run on it at once.

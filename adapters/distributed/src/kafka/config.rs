@@ -1,8 +1,10 @@
 //! What an operator may set, and the settings of librdkafka that follow from it.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use rdkafka::ClientConfig;
+
+use crate::credentials;
 
 /// The cluster and how it is used. [`KafkaConfig::at`] reads the address from a URL and leaves the rest as it is.
 #[derive(Debug, Clone, serde::Deserialize, serde::Serialize)]
@@ -16,15 +18,16 @@ pub struct KafkaConfig {
     pub replication_factor: u32,
     /// Copies that must hold a record before it is acknowledged.
     pub min_insync_replicas: u32,
-    /// `plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`. TLS and SCRAM need a build with the feature `kafka-tls`.
-    pub security_protocol: String,
+    /// Whether connections are encrypted, and whether a user logs in: `plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`.
+    pub security_protocol: SecurityProtocol,
     /// `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`, where the protocol is one of SASL.
     pub sasl_mechanism: String,
     /// The user of SASL.
     pub sasl_username: String,
-    /// A file with the password of SASL.
+    /// A file that holds the user's password.
     pub sasl_password_file: Option<PathBuf>,
-    /// The authorities that are trusted; `None` takes the system's.
+    /// A PEM file with the authorities that sign the brokers' certificates; `None` takes the system's. The certificates
+    /// must name the brokers' hosts.
     pub ssl_ca_file: Option<PathBuf>,
     /// A certificate for this client.
     pub ssl_certificate_file: Option<PathBuf>,
@@ -36,6 +39,8 @@ pub struct KafkaConfig {
     pub session_timeout_ms: u32,
     /// A transaction that is open for this long is aborted. It also holds up who takes over from its owner.
     pub transaction_timeout_ms: u32,
+    /// How long a start waits for brokers that are away.
+    pub connect_timeout_ms: u32,
     /// How long an append may take.
     pub append_timeout_ms: u32,
     /// How long a commit is tried while brokers are away.
@@ -57,7 +62,7 @@ impl Default for KafkaConfig {
             prefix: "herald".to_owned(),
             replication_factor: 3,
             min_insync_replicas: 2,
-            security_protocol: "plaintext".to_owned(),
+            security_protocol: SecurityProtocol::Plaintext,
             sasl_mechanism: "PLAIN".to_owned(),
             sasl_username: String::new(),
             sasl_password_file: None,
@@ -67,6 +72,7 @@ impl Default for KafkaConfig {
             compression: "lz4".to_owned(),
             session_timeout_ms: 6_000,
             transaction_timeout_ms: 4_000,
+            connect_timeout_ms: 30_000,
             append_timeout_ms: 10_000,
             commit_timeout_ms: 30_000,
             let_go_timeout_ms: 5_000,
@@ -74,6 +80,41 @@ impl Default for KafkaConfig {
             max_record_kib: 8_192,
             trim_interval_ms: 30_000,
         }
+    }
+}
+
+/// How connections to brokers are protected.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SecurityProtocol {
+    /// Not at all.
+    #[default]
+    Plaintext,
+    /// By TLS.
+    Ssl,
+    /// By a login. Its password can be read on the way if the mechanism is `PLAIN`.
+    SaslPlaintext,
+    /// By a login over TLS.
+    SaslSsl,
+}
+
+impl SecurityProtocol {
+    /// What librdkafka calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Plaintext => "plaintext",
+            Self::Ssl => "ssl",
+            Self::SaslPlaintext => "sasl_plaintext",
+            Self::SaslSsl => "sasl_ssl",
+        }
+    }
+
+    fn tls(self) -> bool {
+        matches!(self, Self::Ssl | Self::SaslSsl)
+    }
+
+    fn login(self) -> bool {
+        matches!(self, Self::SaslPlaintext | Self::SaslSsl)
     }
 }
 
@@ -88,13 +129,19 @@ impl KafkaConfig {
     /// # Errors
     /// A URL of another form.
     pub fn at(self, url: &str) -> Result<Self, BadKafkaConfig> {
-        let bad = |what: &str| BadKafkaConfig(format!("{url}: {what}; expected kafka://host:port,host:port/prefix"));
+        let bad = |what: &str| {
+            let url = credentials::shown(url);
+            BadKafkaConfig(format!("{url}: {what}; expected kafka://host:port,host:port/prefix"))
+        };
         let rest = url.strip_prefix("kafka://").ok_or_else(|| bad("not a Kafka URL"))?;
         let (brokers, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         for broker in brokers.split(',') {
             let (host, port) = broker.rsplit_once(':').ok_or_else(|| bad("a broker has no port"))?;
             if host.is_empty() || port.parse::<u16>().is_err() {
                 return Err(bad("a broker is not host:port"));
+            }
+            if host.contains('@') {
+                return Err(bad("kafka.sasl_username and kafka.sasl_password_file say who logs in"));
             }
         }
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -112,31 +159,62 @@ impl KafkaConfig {
         config
             .set("bootstrap.servers", &self.brokers)
             .set("client.id", "herald")
-            .set("security.protocol", &self.security_protocol)
+            .set("security.protocol", self.security_protocol.name())
             .set("socket.keepalive.enable", "true")
             .set("reconnect.backoff.ms", "50")
             .set("reconnect.backoff.max.ms", "1000");
-        if self.security_protocol.starts_with("sasl") {
-            let path = self.sasl_password_file.as_ref();
-            let path = path.ok_or_else(|| BadKafkaConfig("SASL needs sasl_password_file".to_owned()))?;
-            let password = fs::read_to_string(path)
-                .map_err(|e| BadKafkaConfig(format!("sasl_password_file {}: {e}", path.display())))?;
-            config
-                .set("sasl.mechanism", &self.sasl_mechanism)
-                .set("sasl.username", &self.sasl_username)
-                .set("sasl.password", password.trim_end_matches(['\r', '\n']));
-        }
-        let files = [
-            ("ssl.ca.location", &self.ssl_ca_file),
-            ("ssl.certificate.location", &self.ssl_certificate_file),
-            ("ssl.key.location", &self.ssl_key_file),
-        ];
-        for (key, path) in files {
-            if let Some(path) = path {
-                config.set(key, path.to_string_lossy());
-            }
-        }
+        self.log_in(&mut config)?;
+        self.encrypt(&mut config)?;
         Ok(config)
+    }
+
+    /// Sets the user. A password that nobody would ask for is refused: whoever set it takes the connection for protected.
+    fn log_in(&self, config: &mut ClientConfig) -> Result<(), BadKafkaConfig> {
+        let protocol = self.security_protocol.name();
+        let password = match (&self.sasl_password_file, self.security_protocol.login()) {
+            (None, false) => return Ok(()),
+            (Some(path), true) => credentials::password("kafka.sasl_password_file", path),
+            (Some(_), false) => {
+                return Err(BadKafkaConfig(format!(
+                    "kafka.sasl_password_file is set, and kafka.security_protocol is {protocol}: set it to sasl_ssl"
+                )));
+            }
+            (None, true) => {
+                return Err(BadKafkaConfig(format!(
+                    "with kafka.security_protocol {protocol} the user logs in: set kafka.sasl_password_file"
+                )));
+            }
+        };
+        config
+            .set("sasl.mechanism", &self.sasl_mechanism)
+            .set("sasl.username", &self.sasl_username)
+            .set("sasl.password", password.map_err(|e| BadKafkaConfig(e.to_string()))?);
+        Ok(())
+    }
+
+    /// Sets what TLS trusts and shows. Certificates that would not be used are refused, as passwords are.
+    fn encrypt(&self, config: &mut ClientConfig) -> Result<(), BadKafkaConfig> {
+        let files = [
+            ("kafka.ssl_ca_file", "ssl.ca.location", &self.ssl_ca_file),
+            ("kafka.ssl_certificate_file", "ssl.certificate.location", &self.ssl_certificate_file),
+            ("kafka.ssl_key_file", "ssl.key.location", &self.ssl_key_file),
+        ];
+        if self.security_protocol.tls() {
+            // The OpenSSL that is built along does not know where this system has its authorities; librdkafka looks.
+            config.set("ssl.ca.location", "probe");
+        }
+        for (setting, key, path) in files {
+            let Some(path) = path else { continue };
+            if !self.security_protocol.tls() {
+                let protocol = self.security_protocol.name();
+                return Err(BadKafkaConfig(format!(
+                    "{setting} is set, and kafka.security_protocol is {protocol}: set it to ssl or sasl_ssl"
+                )));
+            }
+            credentials::read(setting, path).map_err(|e| BadKafkaConfig(e.to_string()))?;
+            config.set(key, path.to_string_lossy());
+        }
+        Ok(())
     }
 
     /// Settings of consumers without a group.
@@ -221,6 +299,10 @@ impl KafkaConfig {
         self.max_record_kib.saturating_mul(1_024).clamp(1_024, 1_000_000_000)
     }
 
+    pub(super) fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.connect_timeout_ms.into())
+    }
+
     pub(super) fn commit_timeout(&self) -> Duration {
         Duration::from_millis(self.commit_timeout_ms.into())
     }
@@ -243,11 +325,22 @@ mod tests {
             let error = KafkaConfig::default().at(bad).unwrap_err().to_string();
             assert!(error.contains(bad) && error.contains("expected kafka://"), "{error}");
         }
+        let error = KafkaConfig::default().at("kafka://me:secret@a:1").unwrap_err().to_string();
+        assert!(error.contains("kafka.sasl_password_file") && !error.contains("secret"), "{error}");
     }
 
     #[test]
-    fn a_missing_password_is_said() {
-        let config = KafkaConfig { security_protocol: "sasl_plaintext".into(), ..KafkaConfig::default() };
-        assert!(config.client().unwrap_err().to_string().contains("sasl_password_file"));
+    fn protection_is_whole_or_refused() {
+        let told = |config: KafkaConfig| config.client().unwrap_err().to_string();
+        let (usual, file) = (KafkaConfig::default(), Some(PathBuf::from("/nowhere")));
+        let login = KafkaConfig { security_protocol: SecurityProtocol::SaslSsl, ..usual.clone() };
+        assert!(told(login.clone()).contains("set kafka.sasl_password_file"));
+        let told_of_file = told(KafkaConfig { sasl_password_file: file.clone(), ..login.clone() });
+        assert!(told_of_file.contains("/nowhere cannot be read") && told_of_file.contains("kafka.sasl_password_file"));
+        assert!(told(KafkaConfig { sasl_password_file: file.clone(), ..usual.clone() }).contains("set it to sasl_ssl"));
+        let tls = KafkaConfig { security_protocol: SecurityProtocol::Ssl, ..usual.clone() };
+        assert_eq!(tls.client().unwrap().get("ssl.ca.location"), Some("probe"));
+        assert!(told(KafkaConfig { ssl_ca_file: file.clone(), ..tls }).contains("kafka.ssl_ca_file"));
+        assert!(told(KafkaConfig { ssl_ca_file: file, ..usual }).contains("set it to ssl or sasl_ssl"));
     }
 }

@@ -5,7 +5,7 @@ use rdkafka::{
     ClientContext, TopicPartitionList,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext},
-    error::KafkaError,
+    error::{KafkaError, RDKafkaErrorCode},
     types::RDKafkaRespErr,
 };
 
@@ -32,6 +32,49 @@ impl ClientContext for Plain {
 }
 
 impl ConsumerContext for Plain {}
+
+/// Of the client that opens a log. It keeps what went wrong with a connection last: calls say no more than that nobody
+/// answered.
+#[derive(Default)]
+pub(super) struct Opening {
+    trouble: Mutex<Option<Trouble>>,
+}
+
+/// What went wrong with a connection.
+#[derive(Debug, Clone)]
+pub(super) struct Trouble {
+    /// What librdkafka says.
+    pub said: String,
+    /// Its kind, if it is more than a connection that broke.
+    pub kind: Option<RDKafkaErrorCode>,
+}
+
+impl Opening {
+    /// What went wrong last.
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.trouble.lock().clone()
+    }
+}
+
+impl ClientContext for Opening {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+        // That a connection broke is told here alone, behind the name of a thread.
+        if facility == "FAIL" {
+            let said = message.split_once("]: ").map_or(message, |(_, said)| said).to_owned();
+            self.trouble.lock().get_or_insert(Trouble { said: String::new(), kind: None }).said = said;
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "librdkafka");
+        if let KafkaError::Global(kind @ (RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL)) = error {
+            *self.trouble.lock() = Some(Trouble { said: reason.to_owned(), kind: Some(kind) });
+        }
+    }
+}
+
+impl ConsumerContext for Opening {}
 
 /// What a group's coordinator wants of a member.
 pub(super) enum Rebalance {

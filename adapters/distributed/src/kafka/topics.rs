@@ -13,7 +13,7 @@ use rdkafka::{
     Message, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
-    config::FromClientConfig,
+    config::{FromClientConfig, RDKafkaLogLevel},
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
     producer::{BaseRecord, Producer},
@@ -22,7 +22,7 @@ use rdkafka::{
 
 use super::{
     config::{BadKafkaConfig, KafkaConfig},
-    context::Plain,
+    context::Opening,
     names::Names,
 };
 
@@ -30,6 +30,8 @@ use super::{
 const FORMAT_VERSION: u32 = 1;
 const ANSWER: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_millis(100);
+/// How long the first question to the brokers waits; each further one twice as long.
+const FIRST_ANSWER: Duration = Duration::from_secs(1);
 
 /// Why a log on a cluster cannot be used. Nothing of it was changed, but for topics that were missing.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +46,16 @@ pub enum OpenError {
         what: String,
         /// What the client said.
         source: KafkaError,
+    },
+    /// No broker could be asked.
+    #[error("the brokers at {brokers} cannot be used: {trouble}; {mend}")]
+    Unusable {
+        /// Whom the configuration names.
+        brokers: String,
+        /// What went wrong last, in librdkafka's words.
+        trouble: String,
+        /// What to look at.
+        mend: &'static str,
     },
     /// What is there is another log, or one of a later release, or was changed by somebody.
     #[error("{0}")]
@@ -83,7 +95,12 @@ pub(super) fn open(
         config,
         names,
         admin: AdminClient::from_config(&config.client()?).map_err(|e| failed("make a client", e))?,
-        reader: config.reader()?.create_with_context(Plain).map_err(|e| failed("make a client", e))?,
+        reader: config
+            .reader()?
+            // Broken connections are told at this level.
+            .set_log_level(RDKafkaLogLevel::Info)
+            .create_with_context(Opening::default())
+            .map_err(|e| failed("make a client", e))?,
     };
     let found = cluster.topics()?;
     let meta = match found.contains_key(&names.meta()) {
@@ -132,16 +149,46 @@ struct Cluster<'a> {
     config: &'a KafkaConfig,
     names: &'a Names,
     admin: AdminClient<DefaultClientContext>,
-    reader: BaseConsumer<Plain>,
+    reader: BaseConsumer<Opening>,
 }
 
 impl Cluster<'_> {
-    /// The topics that are there, with their numbers of partitions.
+    /// The topics that are there, with their numbers of partitions. Brokers that are away are waited for, those that
+    /// refuse are not.
     fn topics(&self) -> Result<BTreeMap<String, usize>, OpenError> {
-        let brokers = &self.config.brokers;
-        let found = self.reader.fetch_metadata(None, ANSWER);
-        let found = found.map_err(|e| failed(&format!("ask the brokers at {brokers} for topics"), e))?;
-        Ok(found.topics().iter().map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect())
+        let (deadline, mut patience) = (Instant::now() + self.config.connect_timeout(), FIRST_ANSWER);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let error = match self.reader.fetch_metadata(None, patience.min(left)) {
+                Ok(found) => {
+                    let topics = found.topics().iter();
+                    return Ok(topics.map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect());
+                }
+                Err(error) => error,
+            };
+            // What went wrong is told in polls, over and over.
+            let told = Instant::now() + TICK;
+            while Instant::now() < told && self.reader.poll(TICK).is_some() {}
+            let trouble = self.reader.context().trouble();
+            let mend = match trouble.as_ref().and_then(|trouble| trouble.kind) {
+                Some(RDKafkaErrorCode::Authentication) => {
+                    "check kafka.sasl_username, kafka.sasl_mechanism and what is in kafka.sasl_password_file"
+                }
+                Some(RDKafkaErrorCode::SSL) => {
+                    "check kafka.security_protocol, and that kafka.ssl_ca_file holds the authority of the brokers' \
+                     certificates and these name the brokers' hosts"
+                }
+                _ if Instant::now() >= deadline => {
+                    "check that they run, and that kafka.security_protocol is the one of this port"
+                }
+                _ => {
+                    patience *= 2;
+                    continue;
+                }
+            };
+            let trouble = trouble.map_or_else(|| error.to_string(), |trouble| trouble.said);
+            return Err(OpenError::Unusable { brokers: self.config.brokers.clone(), trouble, mend });
+        }
     }
 
     /// Makes the topics that are missing and waits until all are known.

@@ -1,6 +1,6 @@
 //! How a Redis is reached.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use anyhow::Context;
 use redis::{
@@ -9,6 +9,8 @@ use redis::{
     io::tcp::TcpSettings,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::credentials;
 
 /// How a server is used. Where it is says a URL: `redis://[user@]host:port[/database]`, with TLS `rediss://...`; for Redis
 /// Cluster `redis+cluster://host:port,...` or `rediss+cluster://...`.
@@ -45,7 +47,9 @@ impl RedisConfig {
     }
 
     pub(super) fn clients(&self, url: &str) -> anyhow::Result<Clients> {
-        let (scheme, rest) = url.split_once("://").with_context(|| format!("{url:?} is not the URL of a Redis"))?;
+        let (scheme, rest) = url
+            .split_once("://")
+            .with_context(|| format!("{:?} is not the URL of a Redis", credentials::shown(url)))?;
         let (tls, cluster) = match scheme {
             "redis" => (false, false),
             "rediss" => (true, false),
@@ -55,11 +59,20 @@ impl RedisConfig {
                 "{other}:// is not known; a Redis is redis://, rediss://, redis+cluster:// or rediss+cluster://"
             ),
         };
-        let certificates = TlsCertificates { client_tls: None, root_cert: self.authorities(url, tls)? };
-        let password = self.password()?;
-        let mut infos: Vec<ConnectionInfo> = Vec::new();
         // All nodes of a cluster have the user of the first.
         let (user, hosts) = rest.rsplit_once('@').map_or((None, rest), |(user, hosts)| (Some(user), hosts));
+        let password = self.password()?;
+        anyhow::ensure!(
+            !user.is_some_and(|user| user.contains(':')),
+            "the URL of the Redis at {hosts} has a password in it: put it into a file and set redis.password_file"
+        );
+        // The server would take a client that does not log in for its default user.
+        anyhow::ensure!(
+            user.is_none_or(str::is_empty) || password.is_some(),
+            "the user of the Redis at {hosts} logs in with a password: set redis.password_file"
+        );
+        let certificates = TlsCertificates { client_tls: None, root_cert: self.authorities(hosts, tls)? };
+        let mut infos: Vec<ConnectionInfo> = Vec::new();
         let hosts: Vec<&str> = if cluster { hosts.split(',').collect() } else { vec![hosts] };
         for host in hosts {
             let user = user.map_or(String::new(), |user| format!("{user}@"));
@@ -93,20 +106,18 @@ impl RedisConfig {
     }
 
     fn password(&self) -> anyhow::Result<Option<String>> {
-        if self.password_file.is_empty() {
-            return Ok(None);
+        match self.password_file.as_str() {
+            "" => Ok(None),
+            file => Ok(Some(credentials::password("redis.password_file", Path::new(file))?)),
         }
-        let text = std::fs::read_to_string(&self.password_file)
-            .with_context(|| format!("the password file {} cannot be read", self.password_file))?;
-        Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
     }
 
-    fn authorities(&self, url: &str, tls: bool) -> anyhow::Result<Option<Vec<u8>>> {
+    fn authorities(&self, hosts: &str, tls: bool) -> anyhow::Result<Option<Vec<u8>>> {
         if self.ca_file.is_empty() {
             return Ok(None);
         }
-        anyhow::ensure!(tls, "a file of authorities is set, and {url:?} does not speak TLS: use rediss://");
-        std::fs::read(&self.ca_file).map(Some).with_context(|| format!("{} cannot be read", self.ca_file))
+        anyhow::ensure!(tls, "redis.ca_file is set, and the Redis at {hosts} is not asked for TLS: use rediss://");
+        Ok(Some(credentials::read("redis.ca_file", Path::new(&self.ca_file))?))
     }
 }
 
@@ -128,8 +139,12 @@ mod tests {
         assert!(told("http://localhost", &usual).contains("redis://, rediss://"));
         let config = RedisConfig { ca_file: "/nowhere.pem".into(), ..usual.clone() };
         assert!(told("redis://localhost", &config).contains("use rediss://"));
-        let config = RedisConfig { password_file: "/nowhere".into(), ..usual };
-        assert!(told("redis://localhost", &config).contains("/nowhere cannot be read"));
+        let config = RedisConfig { password_file: "/nowhere".into(), ..usual.clone() };
+        let missing = told("redis://localhost", &config);
+        assert!(missing.contains("/nowhere cannot be read") && missing.contains("redis.password_file"), "{missing}");
+        assert!(told("rediss://herald@localhost", &usual).contains("set redis.password_file"));
+        let in_url = told("rediss://herald:secret@localhost", &usual);
+        assert!(in_url.contains("redis.password_file") && !in_url.contains("secret"), "{in_url}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! left alone for a while, so that nobody waits for it over and over.
 
 use std::{
+    error::Error,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -94,7 +95,9 @@ impl Redis {
         let (prefix, timeout) = (config.prefix.clone(), config.timeout());
         let shared = Shared { prefix, timeout, nodes: clients.nodes, away_until: Mutex::default() };
         let redis = Self { link, shared: Arc::new(shared) };
-        redis.check_eviction().await.with_context(|| format!("the Redis of {} cannot be used", without_user(url)))?;
+        redis.check_eviction().await.with_context(|| {
+            format!("the Redis of {} cannot be used (rediss:// in its URL asks for TLS)", without_user(url))
+        })?;
         Ok(redis)
     }
 
@@ -163,7 +166,14 @@ impl Redis {
             Ok(Err(error)) if matches!(error.kind(), ErrorKind::UnexpectedReturnType | ErrorKind::Parse) => {
                 return Err(StoreError::Damaged(format!("Redis: {error}")));
             }
-            // It is there and refuses: out of memory, read-only, a wrong password.
+            Ok(Err(error)) if error.kind() == ErrorKind::AuthenticationFailed => {
+                format!("{error}; check the user in its URL and what is in redis.password_file")
+            }
+            Ok(Err(error)) if is_of_tls(&error) => format!(
+                "{error}; check that the port speaks TLS, and that redis.ca_file holds the authority of its certificate \
+                 and this names the server's host"
+            ),
+            // It is there and refuses: out of memory, read-only, nobody logged in.
             Ok(Err(error)) if matches!(error.kind(), ErrorKind::Server(_)) => {
                 return Err(StoreError::Unavailable(format!("Redis: {error}")));
             }
@@ -173,6 +183,14 @@ impl Redis {
         *self.shared.away_until.lock() = Some(Instant::now() + AWAY);
         Err(StoreError::Unavailable(format!("Redis: {error}")))
     }
+}
+
+/// Whether the two do not come to TLS with each other.
+fn is_of_tls(error: &RedisError) -> bool {
+    // The client shares its causes.
+    let shared = error.source().and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>());
+    let io = shared.and_then(|shared| shared.downcast_ref::<std::io::Error>());
+    io.and_then(std::io::Error::get_ref).is_some_and(|cause| cause.is::<rustls::Error>())
 }
 
 fn without_user(url: &str) -> &str {

@@ -22,6 +22,7 @@ pub const SHARDS: u32 = 4;
 
 /// What a test has of the servers.
 pub struct Installation {
+    /// How each process hears of it.
     settings: Vec<String>,
     /// A process that comes back is where it was.
     ports: Mutex<BTreeMap<String, u16>>,
@@ -50,7 +51,53 @@ impl Installation {
             "layout.requests_partitions=2".into(),
             "layout.receipts_partitions=2".into(),
         ];
-        let installation = Self { settings, ports: Mutex::default(), directory: tempfile::tempdir().unwrap() };
+        let settings = settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]).collect();
+        Self::migrated(settings, tempfile::tempdir().unwrap())
+    }
+
+    /// An empty one on the ports with TLS and logins, as a configuration file has it. Cassandra's must have been started.
+    pub fn secured() -> Self {
+        let (name, secrets) = (format!("t{}", uuid::Uuid::now_v7().simple()), server("HERALD_TEST_SECURE"));
+        let (kafka, cql, redis) =
+            (server("HERALD_TEST_KAFKA_SECURE"), server("HERALD_TEST_CQL_SECURE"), server("HERALD_TEST_REDIS_SECURE"));
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("herald.toml");
+        let text = format!(
+            r#"
+            log = "kafka://{kafka}/{name}"
+            store = "cql://{cql}/{name}"
+            cache = "rediss://herald@{redis}"
+            email.url = "null:"
+            layout = {{ shards = 1, requests_partitions = 1, receipts_partitions = 1 }}
+
+            [kafka]
+            replication_factor = 1
+            min_insync_replicas = 1
+            security_protocol = "sasl_ssl"
+            sasl_mechanism = "SCRAM-SHA-512"
+            sasl_username = "herald"
+            sasl_password_file = "{secrets}/password"
+            ssl_ca_file = "{secrets}/ca.pem"
+
+            [cql]
+            replication = "{{'class': 'SimpleStrategy', 'replication_factor': 1}}"
+            user = "cassandra"
+            password_file = "{secrets}/cassandra.password"
+            tls = true
+            tls_ca_file = "{secrets}/ca.pem"
+
+            [redis]
+            prefix = "{name}"
+            password_file = "{secrets}/password"
+            ca_file = "{secrets}/ca.pem"
+            "#
+        );
+        std::fs::write(&file, text).unwrap();
+        Self::migrated(vec!["--config".into(), file.to_str().unwrap().into()], directory)
+    }
+
+    fn migrated(settings: Vec<String>, directory: tempfile::TempDir) -> Self {
+        let installation = Self { settings, ports: Mutex::default(), directory };
         let migrated = installation.run(&["migrate"]);
         assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
         installation
@@ -60,9 +107,7 @@ impl Installation {
         let mut command = Command::new(HERALD);
         let (name, flags) = arguments.split_first().unwrap();
         command.arg(name).stdin(Stdio::null());
-        for setting in &self.settings {
-            command.args(["--set", setting]);
-        }
+        command.args(&self.settings);
         // Last, so that they may set anew what all have.
         command.args(flags);
         command
@@ -184,6 +229,28 @@ impl Running {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+}
+
+/// The Cassandra that wants TLS and logins, which runs for the test that needs it alone.
+pub struct SecureCassandra;
+
+impl SecureCassandra {
+    /// Starts it; it stops when dropped.
+    pub fn start() -> Self {
+        Self::told("up");
+        Self
+    }
+
+    fn told(command: &str) {
+        let done = Command::new(server("HERALD_TEST_SERVERS")).args([command, "cassandra-secure"]).status().unwrap();
+        assert!(done.success(), "servers {command} cassandra-secure failed");
+    }
+}
+
+impl Drop for SecureCassandra {
+    fn drop(&mut self) {
+        Self::told("down");
     }
 }
 

@@ -1,6 +1,9 @@
 //! Roles in one process on servers, and each in its own.
 
-use super::{SERVERS, installation::Installation};
+use super::{
+    SERVERS,
+    installation::{Installation, SecureCassandra},
+};
 use crate::support::{notification, user};
 
 #[tokio::test]
@@ -49,6 +52,17 @@ async fn roles_are_processes_and_a_worker_that_is_killed_is_replaced() {
         assert_eq!(inbox.len(), all, "nobody has an item twice");
     }
     assert!(one.terminate(), "a worker drains and ends well");
+}
+
+#[tokio::test]
+async fn a_process_runs_on_servers_with_tls_and_logins() {
+    let _shared = SERVERS.read().await;
+    let _cassandra = SecureCassandra::start();
+    let installation = Installation::secured();
+    let running = installation.start("all", &["run"]).await;
+    let (status, ready) = running.readyz().await.unwrap();
+    assert_eq!((status, &ready["degraded"]), (200, &serde_json::json!([])), "{ready}");
+    assert!(running.terminate(), "it ends well");
 }
 
 #[tokio::test]

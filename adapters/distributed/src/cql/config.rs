@@ -101,12 +101,15 @@ impl FromStr for CqlUrl {
             return Err(invalid("a keyspace is a letter and up to 47 of a-z, 0-9 and _"));
         }
         let node = |node: &str| {
+            if node.contains('@') {
+                return Err(invalid("cql.user and cql.password_file say who logs in"));
+            }
             let (host, port) = match node.rsplit_once(':') {
                 Some((host, port)) => (host, port.parse().map_err(|_| invalid("a port is not a number up to 65535"))?),
                 None => (node, DEFAULT_PORT),
             };
-            if host.is_empty() || host.contains(['@', ' ']) {
-                return Err(invalid("a host is missing, or is none; cql.user and cql.password_file say who logs in"));
+            if host.is_empty() || host.contains(' ') {
+                return Err(invalid("a host is missing, or is none"));
             }
             Ok(format!("{host}:{port}"))
         };

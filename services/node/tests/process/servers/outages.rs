@@ -64,6 +64,8 @@ async fn without(server: Server, meanwhile: impl AsyncFnOnce(&Running) -> Vec<St
     let sending = tokio::spawn(async move { sender.send(&clients, &chance).await });
     traffic.reaches(NOTIFICATIONS / 4).await;
     let away = server.away();
+    // At once: later the clients know that it is away, and say so without asking.
+    assert!(process.readyz().await.is_some(), "a probe that gets no answer takes the process for dead");
     let of_witness = meanwhile(&process).await;
     drop(away);
     process.says(|status, said| status == 200 && said["degraded"] == json!([])).await;

@@ -88,7 +88,7 @@ impl AdmissionStore {
         Ok((answered.unwrap_or_default(), place.map(to_place)))
     }
 
-    async fn note(&self, note: &PlaceNote) -> Result<Place, StoreError> {
+    async fn note(&self, note: &PlaceNote) -> Result<(), StoreError> {
         let (id, place) = (&note.id.0[..], note.place);
         let value = PlaceValue {
             topic: place.topic as i32,
@@ -96,8 +96,11 @@ impl AdmissionStore {
             position: place.offset as i64,
             log_epoch: place.log_epoch as i32,
         };
-        self.db.write(&self.note, (id, value, earlier_is_larger(&place), KEEP_S)).await?;
-        let (_, noted) = self.marks(id).await?;
+        self.db.write(&self.note, (id, value, earlier_is_larger(&place), KEEP_S)).await
+    }
+
+    async fn noted(&self, id: &NotificationId) -> Result<Place, StoreError> {
+        let (_, noted) = self.marks(&id.0).await?;
         noted.ok_or_else(|| damaged("a place that was noted is not there"))
     }
 }
@@ -172,7 +175,10 @@ impl Admissions for AdmissionStore {
     }
 
     async fn note_first_places(&self, notes: Vec<PlaceNote>) -> Result<Vec<Place>, StoreError> {
-        in_parallel(notes.iter().map(|note| self.note(note)).collect()).await
+        // All are written before any is read: else a second admission that is written and read while the first of the same
+        // call is under way would find itself the first, and its notification be sent twice.
+        in_parallel(notes.iter().map(|note| self.note(note)).collect()).await?;
+        in_parallel(notes.iter().map(|note| self.noted(&note.id)).collect()).await
     }
 }
 

@@ -15,13 +15,14 @@ use herald_core::{
     people::{ChannelPreference, Preferences},
     ports::{
         StoreError,
+        admissions::{Admissions, PlaceNote},
         directory::{AudienceKey, Changed, Directory, PersonChange},
         erasures::{Erasure, Erasures},
         inbox::{Inbox, MarkAs, StateFilter, Which},
         ledger::{Flush, Ledger, ReceiptScope},
         registry::{Registry, Written},
     },
-    record::{Channel, InboxBatch, Receipts},
+    record::{Channel, InboxBatch, Place, Receipts},
 };
 use herald_distributed::cql::{CqlConfig, CqlStores, Migrated, migrate};
 
@@ -57,6 +58,21 @@ async fn two_migrations_at_once_and_one_again_do_no_harm() {
     let error = format!("{:#}", CqlStores::open(url, &config).await.err().expect("an older schema is refused"));
     assert!(error.contains("herald migrate"), "{error}");
     keyspace.drop().await;
+}
+
+/// A call that was repeated while the log was away is on it several times, and these are read together.
+#[tokio::test]
+async fn of_admissions_in_one_call_only_the_earliest_is_the_first() {
+    Keyspace::with(config(), async |stores, _| {
+        let place = |offset| Place { topic: 1, partition: 2, offset, log_epoch: 3 };
+        for key in 0..50 {
+            let id = NotificationId::of_idempotency_key(&tenant(), &key.to_string(), NOW_MS);
+            let note = |offset| PlaceNote { tenant: tenant(), key: key.to_string(), id, place: place(offset) };
+            let noted = stores.admissions.note_first_places((5..13).map(note).collect()).await.unwrap();
+            assert_eq!(noted, [place(5); 8], "key {key}");
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

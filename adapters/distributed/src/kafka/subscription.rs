@@ -47,11 +47,16 @@ use super::{
 /// A poll brings no further record beyond this.
 const POLL_BYTES: usize = 8 << 20;
 
+/// What a commit may take beyond its own timeout.
+const COMMIT_MARGIN: Duration = Duration::from_secs(10);
+
 /// A member of a group.
 pub(super) struct KafkaSubscription {
     shared: Arc<Shared>,
     wishes: mpsc::Sender<Wish>,
     readers: Arc<Readers>,
+    /// What a commit that is not answered is waited for.
+    longest_commit: Duration,
     /// The assignment that was polled.
     epoch: u64,
     /// Which partition is served first.
@@ -219,7 +224,8 @@ impl KafkaSubscription {
         let shared = Arc::new(Shared::default());
         let wishes = membership::start(config, names, group, member, shared.clone())
             .map_err(|error| unavailable("a member cannot start", &error))?;
-        Ok(Self { shared, wishes, readers, epoch: 0, turn: 0 })
+        let longest_commit = config.commit_timeout() + COMMIT_MARGIN;
+        Ok(Self { shared, wishes, readers, longest_commit, epoch: 0, turn: 0 })
     }
 
     /// What there is for a poll; `None` if there is nothing.
@@ -276,7 +282,12 @@ impl Subscription for KafkaSubscription {
         let (answer, answered) = oneshot::channel();
         let ended = |error: &dyn std::fmt::Display| unavailable("the member has ended", error);
         self.wishes.send(Wish::Commit { epoch: self.epoch, commit, answer }).map_err(|e| ended(&e))?;
-        answered.await.map_err(|e| ended(&e))?
+        // The thread keeps its own time, but a call of the client library may hang in it after an outage. Whoever subscribes
+        // anew leaves it behind, and fences it.
+        let Ok(answered) = tokio::time::timeout(self.longest_commit, answered).await else {
+            return Err(LogError::Unavailable(format!("a commit was not answered within {:?}", self.longest_commit)));
+        };
+        answered.map_err(|e| ended(&e))?
     }
 
     fn pause(&mut self, at: TopicPartition, paused: bool) {

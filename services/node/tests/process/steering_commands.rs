@@ -19,6 +19,9 @@ async fn sending_is_switched_held_and_cancelled_from_the_command_line() {
     assert!(held.status.success() && said(&held).contains("1 of 1 processes run it"), "{}", said(&held));
     let results = client.notify(vec![notification("held", (0..3).map(user).collect())]).await.unwrap();
     let request = results[0].request_id.clone().unwrap();
+    for number in 0..3 {
+        client.receives(&user(number), &request).await;
+    }
     let behind = answered(&operator(&setup, &["switch", "slow", "tenant=demo", "--expires", "1h", "--json"]));
     assert_eq!(behind["applied"]["processes"], behind["applied"]["of"]);
     let switches = answered(&operator(&setup, &["switch", "list", "--json"]));

@@ -274,6 +274,15 @@ impl Client {
         }
     }
 
+    /// Waits until a request's item is in a user's inbox.
+    pub async fn receives(&mut self, user_id: &str, request_id: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.inbox_of(user_id).await.iter().any(|id| id == request_id) {
+            assert!(Instant::now() < deadline, "{user_id} does not receive {request_id}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Waits until a request is complete and its books are balanced.
     pub async fn settled(&mut self, request_id: &str) -> RequestStatus {
         let deadline = Instant::now() + PATIENCE;

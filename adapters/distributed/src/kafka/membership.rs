@@ -126,6 +126,7 @@ struct MemberThread {
 impl MemberThread {
     fn run(mut self) {
         loop {
+            self.shared.sees();
             match self.wishes.recv_timeout(TICK) {
                 Ok(Wish::Commit { epoch, commit, answer }) => {
                     let committed = self.commit(epoch, &commit);

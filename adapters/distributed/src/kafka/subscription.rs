@@ -67,6 +67,8 @@ pub(super) struct KafkaSubscription {
 #[derive(Default)]
 pub(super) struct Shared {
     pub view: Mutex<View>,
+    /// When the member's thread was last seen between two calls of the client library.
+    seen: Mutex<Option<Instant>>,
     /// Tells the polling side that there is something new.
     pub news: Arc<Notify>,
 }
@@ -140,6 +142,16 @@ impl Shared {
         let mut view = self.view.lock();
         view.lose();
         self.news.notify_one();
+    }
+
+    /// The member's thread is here.
+    pub fn sees(&self) {
+        *self.seen.lock() = Some(Instant::now());
+    }
+
+    /// Whether the thread was not seen for so long that a call must hang in it.
+    fn hangs(&self, longest: Duration) -> bool {
+        self.seen.lock().is_some_and(|seen| seen.elapsed() > longest)
     }
 
     /// Every poll says from now on that another has the member's name.
@@ -251,7 +263,7 @@ impl KafkaSubscription {
             self.epoch = epoch;
             return Ok(Some(Polled { assigned, ..Polled::default() }));
         }
-        if view.taken_over {
+        if view.taken_over || self.shared.hangs(self.longest_commit) {
             return Ok(Some(Polled { taken_over: true, ..Polled::default() }));
         }
         if let Some(error) = &view.failed {

@@ -46,6 +46,8 @@ impl Installation {
             format!("redis.prefix={name}"),
             "kafka.replication_factor=1".into(),
             "kafka.min_insync_replicas=1".into(),
+            // What hangs after an outage is left behind within a test's patience.
+            "kafka.commit_timeout_ms=10000".into(),
             "cql.replication={'class': 'SimpleStrategy', 'replication_factor': 1}".into(),
             format!("layout.shards={SHARDS}"),
             "layout.requests_partitions=2".into(),

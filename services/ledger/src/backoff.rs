@@ -1,22 +1,16 @@
-//! Waiting between attempts, and the two reasons to stop trying.
+//! Waiting between attempts.
 
-use std::{fmt::Display, time::Duration};
+use std::{fmt::Display, sync::atomic::Ordering::Relaxed, time::Duration};
 
+use herald_core::ports::{StoreError, log::LogError};
 use tokio_util::sync::CancellationToken;
+
+use crate::stats::LedgerStats;
 
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// Why a reader lets go of its subscription.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Halt {
-    /// The process stops.
-    Shutdown,
-    /// Another member owns a partition now; what is held is dropped and read again.
-    Fenced,
-}
-
-/// Doubling waits, from 50 ms to 5 s.
+/// Doubling waits between attempts at the store, from 50 ms to 5 s.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     next: Duration,
@@ -27,23 +21,52 @@ impl Backoff {
         Self { next: FIRST }
     }
 
-    /// Reports the error and waits. Once the process stops there are no further attempts: whatever was not committed
-    /// is read again at the next start.
+    /// Counts and reports the error, and waits.
+    ///
+    /// # Errors
+    /// The same one once the process stops, for then there are no further attempts.
     pub(crate) async fn after(
         &mut self,
         what: &str,
-        error: &(impl Display + ?Sized),
+        error: StoreError,
+        stats: &LedgerStats,
         shutdown: &CancellationToken,
-    ) -> Result<(), Halt> {
-        let wait_ms = self.next.as_millis() as u64;
-        tracing::warn!(what, %error, wait_ms, "the ledger tries again");
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => Err(Halt::Shutdown),
-            () = tokio::time::sleep(self.next) => {
-                self.next = (self.next * 2).min(LONGEST);
-                Ok(())
-            }
-        }
+    ) -> Result<(), StoreError> {
+        report(what, &error, self.next, stats);
+        shutdown.run_until_cancelled(tokio::time::sleep(self.next)).await.ok_or(error)?;
+        self.next = (self.next * 2).min(LONGEST);
+        Ok(())
     }
+}
+
+/// Counts and reports that the log could not be polled, and waits a moment, or until the process stops.
+///
+/// # Errors
+/// The same one if the log is damaged: it stays so.
+pub(crate) async fn wait_out(
+    what: &str,
+    error: LogError,
+    stats: &LedgerStats,
+    shutdown: &CancellationToken,
+) -> Result<(), LogError> {
+    if let LogError::Damaged(_) = error {
+        return Err(error);
+    }
+    report(what, &error, FIRST, stats);
+    shutdown.run_until_cancelled(tokio::time::sleep(FIRST)).await;
+    Ok(())
+}
+
+/// What a reader ends with. That the store was away when the process stopped was reported and is no failure: whatever was
+/// not committed is read again at the next start.
+pub(crate) fn ended(result: anyhow::Result<()>, shutdown: &CancellationToken) -> anyhow::Result<()> {
+    match result {
+        Err(error) if shutdown.is_cancelled() && error.is::<StoreError>() => Ok(()),
+        result => result,
+    }
+}
+
+fn report(what: &str, error: &dyn Display, wait: Duration, stats: &LedgerStats) {
+    stats.retries.fetch_add(1, Relaxed);
+    tracing::warn!(what, %error, wait_ms = wait.as_millis() as u64, "the ledger tries again");
 }

@@ -1,22 +1,16 @@
 //! The ledger: what was admitted, what was created, what has ended, and the proof that the last two agree.
 //!
-//! Two readers run side by side. [`requests`] keeps a row for each admitted id. [`receipts`] adds up manifests and
-//! receipts in memory and writes absolute totals, so writing one twice changes nothing. Both wait until what they read
-//! is durable before they store anything: the store is never ahead of the log.
+//! Two readers run side by side, each in a group of its own. [`requests`] keeps a row for each admitted id. [`receipts`]
+//! adds up manifests and receipts in memory and writes absolute totals, so writing one twice changes nothing. Both wait
+//! until what they read is durable before they store anything: the store is never ahead of the log.
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context, bail};
 use herald_core::{
     clock::World,
-    ports::{
-        ledger::Ledger,
-        log::{Log, Member},
-    },
+    ports::{ledger::Ledger, log::Log},
 };
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use self::stats::LedgerStats;
 
@@ -71,7 +65,7 @@ impl Config {
     }
 }
 
-/// What the ledger needs of the world.
+/// What a reader needs of the world.
 #[derive(Clone)]
 pub struct Deps {
     /// Where requests and receipts are read.
@@ -80,22 +74,6 @@ pub struct Deps {
     pub ledger: Arc<dyn Ledger>,
     /// The clock.
     pub world: World,
-    /// Which of the ledger's processes this is.
-    pub member: Member,
     /// What it counts.
     pub stats: Arc<LedgerStats>,
-}
-
-/// Runs both readers until shutdown, then writes what is pending, once. An error where one ends earlier.
-pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let mut readers = JoinSet::new();
-    readers.spawn(requests::run(config.clone(), deps.clone(), shutdown.clone()));
-    readers.spawn(receipts::run(config, deps, shutdown.clone()));
-    while let Some(ended) = readers.join_next().await {
-        ended.context("a reader of the ledger failed")?;
-        if !shutdown.is_cancelled() {
-            bail!("a reader of the ledger ended early");
-        }
-    }
-    Ok(())
 }

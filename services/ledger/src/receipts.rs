@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    convert::Infallible,
     sync::atomic::Ordering::Relaxed,
     time::Duration,
 };
@@ -15,7 +14,13 @@ use herald_core::{
     dead_letters,
     ids::NotificationId,
     outputs::Outputs,
-    ports::log::{Commit, Committed, Identity, LogError, Mark, NewRecord, Polled, Position, Record, Subscription},
+    ports::{
+        StoreError,
+        log::{
+            Commit, Committed, Halted, Identity, LogError, Mark, Member, NewRecord, Polled, Position, Record,
+            Subscription,
+        },
+    },
     record::{DeadLetter, LedgerBatch, Schema},
     topic::{Group, TopicPartition},
 };
@@ -24,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config, Deps,
-    backoff::{Backoff, Halt},
+    backoff::{Backoff, ended, wait_out},
     locate::{Located, locate, oldest_unfinished},
     partition::{PartitionBooks, decode},
     reconcile::{Finding, Stuck, reconcile},
@@ -38,32 +43,33 @@ const MOST_SUSPECTED: usize = 1_000;
 /// What one check lists and reports.
 const MOST_LISTED: usize = 20;
 
-/// Runs the reader until shutdown.
-pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) {
-    let mut backoff = Backoff::new();
-    loop {
-        let mut reader = Reader {
-            config: config.clone(),
-            deps: deps.clone(),
-            shutdown: shutdown.clone(),
-            owned: BTreeMap::new(),
-            mark: Mark::default(),
-            flush_at: None,
-            reconcile_at: Instant::now() + Duration::from_millis(config.reconcile_interval_ms),
-            reported: HashSet::new(),
-            traced: Traced::default(),
-        };
-        let Err(halt) = reader.session().await;
-        let fenced = "another member took over";
-        if halt == Halt::Shutdown || backoff.after("receipts", fenced, &shutdown).await.is_err() {
-            return;
-        }
-    }
+/// Runs one member of the reader until shutdown, then writes what is pending, once.
+///
+/// # Errors
+/// A [`Halted`] where it must join its group anew: what was not committed is read again. Otherwise the log has failed.
+pub async fn run(config: Config, deps: Deps, member: Member, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let subscription = deps.log.subscribe(Group::LedgerReceipts, member).await?;
+    let reader = Reader {
+        reconcile_at: Instant::now() + Duration::from_millis(config.reconcile_interval_ms),
+        config,
+        deps,
+        member,
+        subscription,
+        shutdown: shutdown.clone(),
+        owned: BTreeMap::new(),
+        mark: Mark::default(),
+        flush_at: None,
+        reported: HashSet::new(),
+        traced: Traced::default(),
+    };
+    ended(reader.read().await, &shutdown)
 }
 
 struct Reader {
     config: Config,
     deps: Deps,
+    member: Member,
+    subscription: Box<dyn Subscription>,
     shutdown: CancellationToken,
     owned: BTreeMap<TopicPartition, Owned>,
     /// Covers everything booked.
@@ -84,30 +90,15 @@ struct Owned {
 }
 
 impl Reader {
-    /// Reads until the subscription must be let go.
-    async fn session(&mut self) -> Result<Infallible, Halt> {
-        let mut backoff = Backoff::new();
-        let mut subscription = loop {
-            match self.deps.log.subscribe(Group::LedgerReceipts, self.deps.member).await {
-                Ok(subscription) => break subscription,
-                Err(error) => self.again(&mut backoff, "receipts.subscribe", &error).await?,
-            }
-        };
+    async fn read(mut self) -> anyhow::Result<()> {
         loop {
-            match self.poll(&mut *subscription).await {
-                None => {
-                    self.flush(&mut *subscription).await?;
-                    return Err(Halt::Shutdown);
-                }
-                Some(Ok(polled)) => {
-                    let polled = polled.or_halt().map_err(|_| Halt::Fenced)?;
-                    backoff = Backoff::new();
-                    self.take(polled).await?;
-                }
-                Some(Err(error)) => self.again(&mut backoff, "receipts.poll", &error).await?,
+            match self.poll().await {
+                None => return self.flush().await,
+                Some(Ok(polled)) => self.take(polled.or_halt()?).await?,
+                Some(Err(error)) => wait_out("receipts.poll", error, &self.deps.stats, &self.shutdown).await?,
             }
             if self.flush_is_due() {
-                self.flush(&mut *subscription).await?;
+                self.flush().await?;
             }
             if Instant::now() >= self.reconcile_at {
                 self.reconcile().await;
@@ -116,12 +107,12 @@ impl Reader {
     }
 
     /// The next records; `None` when the process stops.
-    async fn poll(&self, subscription: &mut dyn Subscription) -> Option<Result<Polled, LogError>> {
+    async fn poll(&mut self) -> Option<Result<Polled, LogError>> {
         let wait = self.flush_at.map_or(IDLE_WAIT, |at| at.saturating_duration_since(Instant::now()));
         tokio::select! {
             biased;
             () = self.shutdown.cancelled() => None,
-            polled = subscription.poll(self.config.poll_max_records, wait) => Some(polled),
+            polled = self.subscription.poll(self.config.poll_max_records, wait) => Some(polled),
         }
     }
 
@@ -135,7 +126,7 @@ impl Reader {
     }
 
     /// Books what a poll brought.
-    async fn take(&mut self, polled: Polled) -> Result<(), Halt> {
+    async fn take(&mut self, polled: Polled) -> anyhow::Result<()> {
         // Books of a partition that went away are dropped unwritten: whoever has it now begins at the committed position.
         polled.revoked.iter().for_each(|at| drop(self.owned.remove(at)));
         for (at, position) in polled.assigned {
@@ -185,7 +176,7 @@ impl Reader {
     }
 
     /// Loads the stored totals of notifications that are not in memory, in one read.
-    async fn load_missing(&mut self, decoded: &[(Record, LedgerBatch)], now_ms: u64) -> Result<(), Halt> {
+    async fn load_missing(&mut self, decoded: &[(Record, LedgerBatch)], now_ms: u64) -> Result<(), StoreError> {
         let mut missing: BTreeMap<TopicPartition, HashSet<NotificationId>> = BTreeMap::new();
         for (record, batch) in decoded {
             if let Some(owned) = self.owned.get(&record.at) {
@@ -202,7 +193,7 @@ impl Reader {
         let loaded = loop {
             match self.deps.ledger.totals(&ids).await {
                 Ok(loaded) => break loaded,
-                Err(error) => self.again(&mut backoff, "receipts.load", &error).await?,
+                Err(error) => backoff.after("receipts.load", error, &self.deps.stats, &self.shutdown).await?,
             }
         };
         for ((at, id), totals) in wanted.into_iter().zip(loaded) {
@@ -214,21 +205,18 @@ impl Reader {
     }
 
     /// Writes everything that is pending and commits the positions.
-    async fn flush(&mut self, subscription: &mut dyn Subscription) -> Result<(), Halt> {
+    async fn flush(&mut self) -> anyhow::Result<()> {
         self.flush_at = None;
         let moved: Vec<(TopicPartition, u64)> =
             self.owned.iter().filter_map(|(at, owned)| Some((*at, owned.books.moved_to()?))).collect();
         if moved.is_empty() {
             return Ok(());
         }
-        let mut backoff = Backoff::new();
-        while let Err(error) = self.deps.log.durable(self.mark).await {
-            self.again(&mut backoff, "receipts.durable", &error).await?;
-        }
+        self.deps.log.durable(self.mark).await?;
         for (at, _) in &moved {
             self.write(*at).await?;
         }
-        self.commit(subscription, &moved).await?;
+        self.commit(&moved).await?;
         self.traced.flushed(&self.deps.world);
         let max_active = (self.config.max_active / self.owned.len().max(1)).max(1);
         for (at, _) in &moved {
@@ -240,7 +228,7 @@ impl Reader {
         Ok(())
     }
 
-    async fn write(&mut self, at: TopicPartition) -> Result<(), Halt> {
+    async fn write(&mut self, at: TopicPartition) -> Result<(), StoreError> {
         let mut backoff = Backoff::new();
         while let Some(flush) = self.owned.get_mut(&at).and_then(|owned| owned.books.flush()) {
             match self.deps.ledger.apply(flush).await {
@@ -248,26 +236,20 @@ impl Reader {
                     self.deps.stats.flushes.fetch_add(1, Relaxed);
                     break;
                 }
-                Err(error) => self.again(&mut backoff, "receipts.store", &error).await?,
+                Err(error) => backoff.after("receipts.store", error, &self.deps.stats, &self.shutdown).await?,
             }
         }
         Ok(())
     }
 
-    async fn commit(&self, subscription: &mut dyn Subscription, moved: &[(TopicPartition, u64)]) -> Result<(), Halt> {
+    async fn commit(&mut self, moved: &[(TopicPartition, u64)]) -> Result<(), Halted> {
         let position = |offset: &u64| Position { offset: *offset, ..Position::default() };
         let commit = Commit {
             positions: moved.iter().map(|(at, offset)| (*at, position(offset))).collect(),
             outputs: self.owned.values().flat_map(|owned| owned.dead.iter().cloned()).collect(),
         };
-        let mut backoff = Backoff::new();
-        loop {
-            match subscription.commit(commit.clone()).await {
-                Ok(Committed::Done(_)) => return Ok(()),
-                Ok(Committed::Fenced) => return Err(Halt::Fenced),
-                Err(error) => self.again(&mut backoff, "receipts.commit", &error).await?,
-            }
-        }
+        Committed::or_halt(self.subscription.commit(commit).await)?;
+        Ok(())
     }
 
     /// Checks the books, notes what was found and reports what is stuck.
@@ -304,7 +286,7 @@ impl Reader {
             longest_idle_ms: of(Finding::Stalled).map(|stuck| stuck.idle_ms).max().unwrap_or(0),
             stuck: stuck.iter().take(MOST_LISTED).cloned().collect(),
         };
-        self.deps.stats.checked(self.deps.member.ordinal, check);
+        self.deps.stats.checked(self.member.ordinal, check);
         for item in stuck.iter().filter(|item| !self.reported.contains(&item.id)).take(MOST_LISTED) {
             report(item);
         }
@@ -327,11 +309,6 @@ impl Reader {
             }
         }
         Ok(())
-    }
-
-    async fn again(&self, backoff: &mut Backoff, what: &str, error: &impl std::fmt::Display) -> Result<(), Halt> {
-        self.deps.stats.retries.fetch_add(1, Relaxed);
-        backoff.after(what, error, &self.shutdown).await
     }
 }
 

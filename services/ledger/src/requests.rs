@@ -6,7 +6,7 @@ use herald_core::{
     ids::{NotificationId, TenantId},
     ports::{
         ledger::{AdmittedRow, Flush},
-        log::{Commit, Committed, Polled, Position, Record, Subscription},
+        log::{Commit, Committed, Halted, Member, Polled, Position, Record, Subscription},
     },
     record::{Notification, Request, Schema},
     topic::{Group, TopicPartition},
@@ -16,20 +16,20 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config, Deps,
-    backoff::{Backoff, Halt},
+    backoff::{Backoff, ended, wait_out},
 };
 
 const IDLE_WAIT: Duration = Duration::from_secs(1);
 
-/// Runs the reader until shutdown.
-pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) {
-    let reader = Reader { config, deps, shutdown };
-    let mut backoff = Backoff::new();
-    while let Err(Halt::Fenced) = reader.session().await {
-        if backoff.after("requests", "another member took over", &reader.shutdown).await.is_err() {
-            return;
-        }
-    }
+/// Runs one member of the reader until shutdown.
+///
+/// # Errors
+/// A [`Halted`](herald_core::ports::log::Halted) where it must join its group anew: what was not committed is read again.
+/// Otherwise the log has failed.
+pub async fn run(config: Config, deps: Deps, member: Member, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let subscription = deps.log.subscribe(Group::LedgerRequests, member).await?;
+    let reader = Reader { config, deps, subscription, shutdown: shutdown.clone() };
+    ended(reader.read().await, &shutdown)
 }
 
 /// What a record says of an admitted request: `None` for a continuation or another schema, whose request was noted
@@ -56,54 +56,44 @@ pub fn admitted(record: &Record) -> Result<Option<AdmittedRow>, prost::DecodeErr
 struct Reader {
     config: Config,
     deps: Deps,
+    subscription: Box<dyn Subscription>,
     shutdown: CancellationToken,
 }
 
 impl Reader {
-    /// Reads until the subscription must be let go. What was polled is stored and committed before the next poll.
-    async fn session(&self) -> Result<std::convert::Infallible, Halt> {
-        let mut backoff = Backoff::new();
-        let mut subscription = loop {
-            match self.deps.log.subscribe(Group::LedgerRequests, self.deps.member).await {
-                Ok(subscription) => break subscription,
-                Err(error) => self.again(&mut backoff, "requests.subscribe", &error).await?,
-            }
-        };
+    /// What was polled is stored and committed before the next poll.
+    async fn read(mut self) -> anyhow::Result<()> {
         loop {
             let polled = tokio::select! {
                 biased;
-                () = self.shutdown.cancelled() => return Err(Halt::Shutdown),
-                polled = subscription.poll(self.config.poll_max_records, IDLE_WAIT) => polled,
+                () = self.shutdown.cancelled() => return Ok(()),
+                polled = self.subscription.poll(self.config.poll_max_records, IDLE_WAIT) => polled,
             };
             match polled {
                 Ok(polled) => {
-                    let polled = polled.or_halt().map_err(|_| Halt::Fenced)?;
-                    backoff = Backoff::new();
+                    let polled = polled.or_halt()?;
                     self.store(&polled).await?;
-                    self.commit(&mut *subscription, positions(&polled.records)).await?;
+                    self.commit(positions(&polled.records)).await?;
                 }
-                Err(error) => self.again(&mut backoff, "requests.poll", &error).await?,
+                Err(error) => wait_out("requests.poll", error, &self.deps.stats, &self.shutdown).await?,
             }
         }
     }
 
-    async fn store(&self, polled: &Polled) -> Result<(), Halt> {
+    async fn store(&self, polled: &Polled) -> anyhow::Result<()> {
         let rows = self.rows(&polled.records);
         if rows.is_empty() {
             return Ok(());
         }
-        let mut backoff = Backoff::new();
-        while let Err(error) = self.deps.log.durable(polled.mark).await {
-            self.again(&mut backoff, "requests.durable", &error).await?;
-        }
+        self.deps.log.durable(polled.mark).await?;
         let noted = rows.len() as u64;
-        let mut rows = Some(rows);
+        let (mut rows, mut backoff) = (Some(rows), Backoff::new());
         loop {
             // A further attempt reads the rows again: they are not copied for the attempt that nearly always succeeds.
             let admitted = rows.take().unwrap_or_else(|| rows_of(&polled.records).0);
             match self.deps.ledger.apply(Flush { admitted, ..Flush::default() }).await {
                 Ok(()) => break,
-                Err(error) => self.again(&mut backoff, "requests.store", &error).await?,
+                Err(error) => backoff.after("requests.store", error, &self.deps.stats, &self.shutdown).await?,
             }
         }
         self.deps.stats.admitted.fetch_add(noted, Relaxed);
@@ -120,28 +110,12 @@ impl Reader {
         rows
     }
 
-    async fn commit(
-        &self,
-        subscription: &mut dyn Subscription,
-        positions: Vec<(TopicPartition, Position)>,
-    ) -> Result<(), Halt> {
-        if positions.is_empty() {
-            return Ok(());
+    async fn commit(&mut self, positions: Vec<(TopicPartition, Position)>) -> Result<(), Halted> {
+        if !positions.is_empty() {
+            let commit = Commit { positions, outputs: Vec::new() };
+            Committed::or_halt(self.subscription.commit(commit).await)?;
         }
-        let commit = Commit { positions, outputs: Vec::new() };
-        let mut backoff = Backoff::new();
-        loop {
-            match subscription.commit(commit.clone()).await {
-                Ok(Committed::Done(_)) => return Ok(()),
-                Ok(Committed::Fenced) => return Err(Halt::Fenced),
-                Err(error) => self.again(&mut backoff, "requests.commit", &error).await?,
-            }
-        }
-    }
-
-    async fn again(&self, backoff: &mut Backoff, what: &str, error: &impl std::fmt::Display) -> Result<(), Halt> {
-        self.deps.stats.retries.fetch_add(1, Relaxed);
-        backoff.after(what, error, &self.shutdown).await
+        Ok(())
     }
 }
 

@@ -37,7 +37,7 @@ pub struct LedgerStats {
     pub admitted: AtomicU64,
     /// Writes of totals and receipts.
     pub flushes: AtomicU64,
-    /// Failed attempts at the log or the store.
+    /// Failed attempts to read the log, or at the store.
     pub retries: AtomicU64,
     /// Records that could not be read and became dead letters.
     pub dead_letters: AtomicU64,

@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering::SeqCst};
 
 use herald_core::{
     ids::NotificationId,
-    ports::log::Member,
+    ports::log::{Halted, LogError, Member},
     record::{Channel, Notification, Receipts, Request, Schema, State},
     topic::{Lane, Topic},
 };
@@ -15,10 +15,12 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Config, Deps,
     proof::prove,
-    run,
+    receipts, requests,
     stats::LedgerStats,
     testing::{FakeLedger, FakeLog, LogHandle, acknowledged, batch, ended, manifest, record, until, world},
 };
+
+const ALONE: Member = Member { ordinal: 0, count: 1 };
 
 struct Running {
     stats: Arc<LedgerStats>,
@@ -26,17 +28,34 @@ struct Running {
     task: JoinHandle<anyhow::Result<()>>,
 }
 
-fn start(log: &Arc<FakeLog>, ledger: &Arc<FakeLedger>, config: Config) -> Running {
-    let (stats, shutdown) = (Arc::new(LedgerStats::default()), CancellationToken::new());
-    let deps = Deps {
+fn deps(log: &Arc<FakeLog>, ledger: &Arc<FakeLedger>) -> Deps {
+    Deps {
         log: Arc::new(LogHandle(log.clone())),
         ledger: ledger.clone(),
         world: world(),
-        member: Member { ordinal: 0, count: 1 },
-        stats: stats.clone(),
-    };
-    let task = tokio::spawn(run(config, deps, shutdown.clone()));
+        stats: Arc::new(LedgerStats::default()),
+    }
+}
+
+fn start(log: &Arc<FakeLog>, ledger: &Arc<FakeLedger>, config: Config) -> Running {
+    let (deps, shutdown) = (deps(log, ledger), CancellationToken::new());
+    let (stats, told) = (deps.stats.clone(), shutdown.clone());
+    let task = tokio::spawn(async move {
+        let of_requests = supervised(|| requests::run(config.clone(), deps.clone(), ALONE, told.clone()));
+        let of_receipts = supervised(|| receipts::run(config.clone(), deps.clone(), ALONE, told.clone()));
+        tokio::try_join!(of_requests, of_receipts).map(|_| ())
+    });
     Running { stats, shutdown, task }
+}
+
+/// Runs a reader again where it must join its group anew, as the node does.
+async fn supervised<F: Future<Output = anyhow::Result<()>>>(reader: impl Fn() -> F) -> anyhow::Result<()> {
+    loop {
+        match reader().await {
+            Err(error) if error.is::<Halted>() => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
+            ended => return ended,
+        }
+    }
 }
 
 impl Running {
@@ -82,7 +101,7 @@ async fn a_crash_between_the_store_and_the_commit_counts_nothing_twice() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_store_or_the_log_refuses_is_written_later_and_once() {
+async fn what_the_store_refuses_or_the_log_leaves_open_is_written_later_and_once() {
     for lose_answers in [false, true] {
         let (log, ledger) = (FakeLog::new(1), Arc::new(FakeLedger::default()));
         ledger.fail_applies.store(4, SeqCst);
@@ -100,7 +119,7 @@ async fn what_the_store_or_the_log_refuses_is_written_later_and_once() {
         assert_eq!((totals.channels[&2].delivered, totals.recipients), (1, 2));
         // The retries carry the receipts too, not the totals alone.
         assert_eq!(ledger.rows.lock().unwrap().receipts.len(), 2);
-        assert_eq!(role.stats.retries.load(SeqCst), 6);
+        assert_eq!(role.stats.retries.load(SeqCst), 4);
         assert_eq!(role.stats.ended(Channel::Email, State::Delivered), 1);
         role.stop().await;
     }
@@ -116,6 +135,38 @@ async fn a_fenced_reader_drops_what_it_holds_and_begins_at_the_commit() {
     let totals = ledger.totals_of(&id(1)).unwrap();
     assert_eq!((totals.channels[&2].dead, totals.settled()), (1, true));
     role.stop().await;
+}
+
+/// Whether to join anew, and as whom, is for the supervisor to say.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_must_join_anew_ends_and_says_why() {
+    for fenced in [false, true] {
+        let (log, ledger) = (FakeLog::new(1), Arc::new(FakeLedger::default()));
+        if fenced { &log.fence_commits } else { &log.fail_commits }.store(2, SeqCst);
+        log.write(vec![batch(0, vec![manifest(&id(1), &["a"], true)], vec![]), request(0, 9)]);
+        let of_requests = requests::run(Config::default(), deps(&log, &ledger), ALONE, CancellationToken::new());
+        let of_receipts = receipts::run(Config::default(), deps(&log, &ledger), ALONE, CancellationToken::new());
+        for halted in [of_requests.await, of_receipts.await] {
+            let error = halted.unwrap_err();
+            match error.downcast_ref::<Halted>() {
+                Some(Halted::Fenced) => assert!(fenced),
+                Some(Halted::Unknown(LogError::Unavailable(_))) => assert!(!fenced),
+                _ => panic!("{error:#}"),
+            }
+        }
+    }
+}
+
+/// What is not stored when the process stops is read again at its next start, so the store's absence is no failure.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_away_does_not_hold_up_a_stop() {
+    let (log, ledger) = (FakeLog::new(1), Arc::new(FakeLedger::default()));
+    ledger.fail_applies.store(u32::MAX, SeqCst);
+    let role = start(&log, &ledger, Config::default());
+    log.write(vec![batch(0, vec![manifest(&id(1), &["a"], true)], vec![]), request(0, 9)]);
+    until("attempts of both", || role.stats.retries.load(SeqCst) >= 4).await;
+    role.stop().await;
+    assert_eq!((log.commit_is_at(Topic::Receipts, 0), log.commit_is_at(Topic::Requests(Lane::Bulk), 0)), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -28,7 +28,7 @@ use herald_embedded::{
     log::{EmbeddedLog, LogOptions},
     store::Stores,
 };
-use herald_ledger::{Config, Deps, proof::prove, run, stats::LedgerStats};
+use herald_ledger::{Config, Deps, proof::prove, receipts, stats::LedgerStats};
 use tokio_util::sync::CancellationToken;
 
 const LAYOUT: Layout = Layout { shards: 1, requests: 1, receipts: 3 };
@@ -131,11 +131,11 @@ impl Machine {
             log: Arc::new(log.clone()),
             ledger: ledger.clone(),
             world: world.clone(),
-            member: Member { ordinal: 0, count: 1 },
             stats: Arc::new(LedgerStats::default()),
         };
         let config = Config { flush_interval_ms: 5, poll_max_records: 7, max_active: 20, ..Config::default() };
-        let role = tokio::spawn(run(config, deps, CancellationToken::new()));
+        let member = Member { ordinal: 0, count: 1 };
+        let role = tokio::spawn(receipts::run(config, deps, member, CancellationToken::new()));
         Self { disk, kv, log, ledger, flusher, role }
     }
 

@@ -73,7 +73,7 @@ impl Collector for RoleMetrics {
             ("ledger_created", "Instances that manifests created", &ledger.created),
             ("ledger_admitted", "Requests noted", &ledger.admitted),
             ("ledger_flushes", "Writes of totals and receipts", &ledger.flushes),
-            ("ledger_retries", "Failed attempts of the ledger at the log or the store", &ledger.retries),
+            ("ledger_retries", "Failed attempts of the ledger to read the log, or at the store", &ledger.retries),
             (
                 "ledger_contradictions",
                 "Receipts that contradict books which a cancel has closed",

@@ -300,13 +300,20 @@ impl Roles {
     }
 
     fn start_ledger(&mut self, config: &Config, backends: &Backends, world: &World) {
+        let deps = herald_ledger::Deps {
+            log: backends.log.clone(),
+            ledger: backends.ledger.clone(),
+            world: world.clone(),
+            stats: self.counters.ledger.clone(),
+        };
         let members = config.members.ledger;
-        let (config, log, ledger) = (config.ledger.clone(), backends.log.clone(), backends.ledger.clone());
-        let (world, stats) = (world.clone(), self.counters.ledger.clone());
-        self.stage("ledger", members, &[Group::LedgerRequests, Group::LedgerReceipts], move |member, shutdown| {
-            let (log, ledger, world) = (log.clone(), ledger.clone(), world.clone());
-            let deps = herald_ledger::Deps { log, ledger, world, member, stats: stats.clone() };
-            herald_ledger::run(config.clone(), deps, shutdown)
+        let (ledger, deps_of_requests) = (config.ledger.clone(), deps.clone());
+        self.stage("ledger of requests", members, &[Group::LedgerRequests], move |member, shutdown| {
+            herald_ledger::requests::run(ledger.clone(), deps_of_requests.clone(), member, shutdown)
+        });
+        let ledger = config.ledger.clone();
+        self.stage("ledger of receipts", members, &[Group::LedgerReceipts], move |member, shutdown| {
+            herald_ledger::receipts::run(ledger.clone(), deps.clone(), member, shutdown)
         });
     }
 

@@ -11,6 +11,7 @@ pub mod config;
 pub mod demo;
 pub mod export;
 pub mod gauges;
+pub mod joining;
 pub mod logging;
 pub mod mailbox;
 pub mod metrics;

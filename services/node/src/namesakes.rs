@@ -37,6 +37,18 @@ pub async fn refuse(process: &str, fleet: &dyn Fleet) -> anyhow::Result<()> {
     }
 }
 
+/// The same for a process that runs already: while the cache is away it goes on, and looks again later.
+///
+/// # Errors
+/// If there is one.
+pub async fn refuse_known(process: &str, fleet: &dyn Fleet) -> anyhow::Result<()> {
+    match refuse(process, fleet).await {
+        // That the cache is away is told of by the reports.
+        Err(error) if error.is::<StoreError>() => Ok(()),
+        looked => looked,
+    }
+}
+
 async fn said(process: &str, name: &str, fleet: &dyn Fleet) -> anyhow::Result<Vec<ProcessReport>> {
     let mut all = fleet.running(0).await.context("the cache does not answer")?;
     let is_namesake = |report: &ProcessReport| {
@@ -52,11 +64,99 @@ async fn said(process: &str, name: &str, fleet: &dyn Fleet) -> anyhow::Result<Ve
 /// As soon as there is one.
 pub async fn watch(process: String, fleet: &dyn Fleet, shutdown: CancellationToken) -> anyhow::Result<()> {
     while shutdown.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
-        match refuse(&process, fleet).await {
-            // A cache that is away is told of by the reports.
-            Err(error) if !error.is::<StoreError>() => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
+        refuse_known(&process, fleet).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::{sync::Arc, time::Duration};
+
+    use async_trait::async_trait;
+    use herald_core::ports::{
+        StoreError,
+        fleet::{Fleet, ProcessReport},
+    };
+
+    /// A process that says every half of a second that it lives.
+    pub(crate) async fn live(process: &str, fleet: Arc<dyn Fleet>) {
+        for seen_ms in 1.. {
+            let report = ProcessReport { process: process.into(), seen_ms, versions: Default::default() };
+            fleet.report(report).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// A fleet whose cache is away.
+    pub(crate) struct Away;
+
+    #[async_trait]
+    impl Fleet for Away {
+        async fn report(&self, _: ProcessReport) -> Result<(), StoreError> {
+            Err(StoreError::Unavailable("away".into()))
+        }
+
+        async fn running(&self, _: u64) -> Result<Vec<ProcessReport>, StoreError> {
+            Err(StoreError::Unavailable("away".into()))
+        }
+
+        async fn leave(&self, _: &str) -> Result<(), StoreError> {
+            Err(StoreError::Unavailable("away".into()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::Arc};
+
+    use herald_embedded::fleet::LocalFleet;
+
+    use super::{
+        testing::{Away, live},
+        *,
+    };
+
+    const PROCESS: &str = "worker-0/mine";
+
+    #[tokio::test(start_paused = true)]
+    async fn a_namesake_that_lives_is_refused_and_nobody_else() {
+        let fleet = Arc::new(LocalFleet::new());
+        for silent in ["worker-0/killed", PROCESS] {
+            let report = ProcessReport { process: silent.into(), seen_ms: 1, versions: BTreeMap::new() };
+            fleet.report(report).await.unwrap();
+        }
+        for other in [PROCESS, "worker-1/other", "worker-0"] {
+            tokio::spawn(live(other, fleet.clone()));
+        }
+        refuse(PROCESS, &*fleet).await.unwrap();
+        tokio::spawn(live("worker-0/other", fleet.clone()));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        for refused in [refuse(PROCESS, &*fleet).await, refuse_known(PROCESS, &*fleet).await] {
+            let told = refused.unwrap_err().to_string();
+            assert!(told.contains("another process has the instance \"worker-0\" (worker-0/other)"), "{told}");
+        }
+    }
+
+    #[tokio::test]
+    async fn without_the_cache_nobody_starts_and_whoever_runs_goes_on() {
+        assert!(refuse(PROCESS, &Away).await.unwrap_err().is::<StoreError>());
+        refuse_known(PROCESS, &Away).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_namesake_that_comes_later_is_seen_and_a_stop_ends_the_looking() {
+        let (fleet, shutdown) = (Arc::new(LocalFleet::new()), CancellationToken::new());
+        let stopped = {
+            let (fleet, shutdown) = (fleet.clone(), shutdown.clone());
+            tokio::spawn(async move { watch(PROCESS.into(), &*fleet, shutdown).await })
+        };
+        tokio::time::sleep(10 * LOOK_EVERY).await;
+        assert!(!stopped.is_finished());
+        shutdown.cancel();
+        stopped.await.unwrap().unwrap();
+        tokio::spawn(live("worker-0/other", fleet.clone()));
+        assert!(watch(PROCESS.into(), &*fleet, CancellationToken::new()).await.is_err());
+    }
 }

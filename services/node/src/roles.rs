@@ -1,10 +1,7 @@
 //! The roles behind the gateway, supervised: one that ends early stops all of them.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -19,12 +16,7 @@ use herald_core::{
     clock::World,
     control::{ControlReads, RoleVersions},
     policy::Policy,
-    ports::{
-        StoreError,
-        channel::Channel,
-        fleet::Fleet,
-        log::{Halted, LogError, Member},
-    },
+    ports::{channel::Channel, fleet::Fleet, log::Member},
     topic::Group,
 };
 use herald_ledger::stats::LedgerStats;
@@ -37,13 +29,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{assignments::Assignments, backends::Backends, namesakes, traces, world::process_name};
+use crate::{assignments::Assignments, backends::Backends, joining::Joining, traces, world::process_name};
 
 /// Members of a group have numbers below this.
 pub const MAX_PLACE: u32 = 10_000;
-
-/// How long a member waits before it joins its group anew, at first and at most.
-const REJOIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// What a process does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -417,53 +406,4 @@ impl Roles {
         }
         result
     }
-}
-
-/// A member that joins its group, and joins it anew.
-struct Joining {
-    role: &'static str,
-    member: Member,
-    process: String,
-    fleet: Arc<dyn Fleet>,
-    rejoins: Arc<AtomicU64>,
-    shutdown: CancellationToken,
-}
-
-impl Joining {
-    /// Runs the member until shutdown or a failure. Where it lost its partitions, or does not know what became of a commit,
-    /// it drops what it held and joins anew, which tells it where to go on; unless another process has its name.
-    async fn run<F>(self, member: &(impl Fn(Member, CancellationToken) -> F + Sync)) -> anyhow::Result<()>
-    where
-        F: Future<Output = anyhow::Result<()>> + Send,
-    {
-        let (first, longest) = REJOIN;
-        let mut pause = first;
-        loop {
-            let began = Instant::now();
-            let error = match member(self.member, self.shutdown.clone()).await {
-                Err(error) if may_rejoin(&error) => error,
-                ended => return ended,
-            };
-            let (role, ordinal, error) = (self.role, self.member.ordinal, format!("{error:#}"));
-            if self.shutdown.is_cancelled() {
-                tracing::warn!(role, ordinal, error, "what a member had in hand is left to others");
-                return Ok(());
-            }
-            self.rejoins.fetch_add(1, Relaxed);
-            tracing::warn!(role, ordinal, error, "a member joins its group anew");
-            match namesakes::refuse(&self.process, &*self.fleet).await {
-                Err(error) if !error.is::<StoreError>() => return Err(error),
-                // What is not known for want of a cache is found out later.
-                Ok(()) | Err(_) => {}
-            }
-            pause = if began.elapsed() > longest { first } else { (pause * 2).min(longest) };
-            self.shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
-        }
-    }
-}
-
-/// A log that is damaged stays so.
-fn may_rejoin(error: &anyhow::Error) -> bool {
-    let halted = error.downcast_ref::<Halted>();
-    halted.is_some_and(|halted| !matches!(halted, Halted::Unknown(LogError::Damaged(_))))
 }

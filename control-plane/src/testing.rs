@@ -103,6 +103,10 @@ impl Log for FakeLog {
         unreachable!("control is read without a group")
     }
 
+    fn is_assigned(&self, _: Group, _: u32) -> bool {
+        unreachable!("control is read without a group")
+    }
+
     async fn read(&self, _: TopicPartition, from: u64, max: usize) -> Result<(Vec<Record>, u64), LogError> {
         let records = self.records.lock().unwrap();
         let read: Vec<Record> = records.iter().skip(from as usize).take(max).cloned().collect();

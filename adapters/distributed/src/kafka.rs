@@ -22,7 +22,14 @@ mod trimming;
 
 pub mod plan;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use herald_core::{
@@ -62,6 +69,8 @@ struct Shared {
     appender: FutureProducer,
     /// One client a group, to ask for its positions.
     groups: Mutex<HashMap<Group, Arc<BaseConsumer<Plain>>>>,
+    /// Which members of this process have been told their partitions.
+    assigned: Mutex<HashMap<(Group, u32), Arc<AtomicBool>>>,
 }
 
 impl KafkaLog {
@@ -77,7 +86,8 @@ impl KafkaLog {
         let (asked, its_names, region) = (config.clone(), names.clone(), region.to_owned());
         let opened = tokio::task::spawn_blocking(move || topics::open(&asked, &its_names, &region, layout));
         let identity = opened.await.map_err(|error| OpenError::Refused(format!("opening ended early: {error}")))??;
-        let shared = Shared { config, identity, names, readers, appender, groups: Mutex::default() };
+        let (groups, assigned) = (Mutex::default(), Mutex::default());
+        let shared = Shared { config, identity, names, readers, appender, groups, assigned };
         let log = Self { shared: Arc::new(shared) };
         log.spawn_trimming();
         Ok(log)
@@ -164,7 +174,12 @@ impl Log for KafkaLog {
     async fn subscribe(&self, group: Group, member: Member) -> Result<Box<dyn Subscription>, LogError> {
         let Shared { config, names, readers, .. } = &*self.shared;
         let joined = KafkaSubscription::join(config, names.clone(), readers.clone(), group, member)?;
+        self.shared.assigned.lock().insert((group, member.ordinal), joined.is_assigned());
         Ok(Box::new(joined))
+    }
+
+    fn is_assigned(&self, group: Group, ordinal: u32) -> bool {
+        self.shared.assigned.lock().get(&(group, ordinal)).is_some_and(|assigned| assigned.load(Relaxed))
     }
 
     async fn read(&self, at: TopicPartition, from: u64, max: usize) -> Result<(Vec<Record>, u64), LogError> {

@@ -307,6 +307,10 @@ impl Log for EmbeddedLog {
         Ok(Box::new(EmbeddedSubscription::join(self.shared.clone(), group, member)?))
     }
 
+    fn is_assigned(&self, group: Group, ordinal: u32) -> bool {
+        self.shared.state.lock().sessions.get(&(group, ordinal)).is_some_and(|last| last.is_told)
+    }
+
     async fn read(&self, at: TopicPartition, from: u64, max: usize) -> Result<(Vec<Record>, u64), LogError> {
         let (plan, next) = {
             let mut state = self.shared.state.lock();

@@ -198,6 +198,10 @@ impl Log for LogHandle {
         Ok(Box::new(FakeSubscription { log: self.0.clone(), reading, assigned: false }))
     }
 
+    fn is_assigned(&self, _: Group, _: u32) -> bool {
+        unreachable!("the ledger has no use for it")
+    }
+
     async fn read(&self, _: TopicPartition, _: u64, _: usize) -> Result<(Vec<Record>, u64), LogError> {
         unreachable!("the ledger has no use for it")
     }
@@ -275,10 +279,6 @@ impl Subscription for FakeSubscription {
 
     async fn ends(&mut self, _: &[TopicPartition]) -> Result<Vec<u64>, LogError> {
         unreachable!("the ledger has no use for it")
-    }
-
-    fn is_assigned(&self) -> bool {
-        self.assigned
     }
 }
 

@@ -2,7 +2,6 @@
 //!
 //! This is the only crate that knows both services and adapters.
 
-pub mod assignments;
 pub mod backends;
 pub mod backup;
 pub mod channels;

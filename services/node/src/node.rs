@@ -137,7 +137,7 @@ impl Node {
             registry: metrics::registry(&roles.counters, &gauges),
             gauges,
             ledger: roles.counters.ledger.clone(),
-            assignments: roles.assignments.clone(),
+            members: roles.members.clone(),
             log: backends.log.clone(),
             stores: backends.registry.clone(),
             fleet: backends.fleet.clone(),

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tower::Layer;
 
-use crate::{assignments::Assignments, gauges::Gauges};
+use crate::gauges::Gauges;
 
 /// What the answers are made of.
 pub struct Ops {
@@ -38,8 +38,8 @@ pub struct Ops {
     pub gauges: Gauges,
     /// What the checks of the books found.
     pub ledger: Arc<LedgerStats>,
-    /// Members that wait for their partitions; nothing of theirs would be served.
-    pub assignments: Arc<Assignments>,
+    /// The members of groups that run here; until one was told its partitions, nothing of theirs is served.
+    pub members: Vec<(Group, u32)>,
     /// The log; it must answer.
     pub log: Arc<dyn Log>,
     /// The stores; what is away is told.
@@ -84,7 +84,9 @@ async fn ready(State(ops): State<Arc<Ops>>) -> Response {
     if ops.stopping.is_cancelled() {
         reasons.push("the process is stopping".to_owned());
     }
-    let waiting = ops.assignments.waiting();
+    let waits = |(group, ordinal): &&(Group, u32)| !ops.log.is_assigned(*group, *ordinal);
+    let waiting = ops.members.iter().filter(waits).map(|(group, ordinal)| format!("{}.{ordinal}", group.name()));
+    let waiting: Vec<String> = waiting.collect();
     if !waiting.is_empty() {
         reasons.push(format!("waits for partitions of the log: {}", waiting.join(", ")));
     }

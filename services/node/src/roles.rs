@@ -29,7 +29,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{assignments::Assignments, backends::Backends, joining::Joining, traces, world::process_name};
+use crate::{backends::Backends, joining::Joining, traces, world::process_name};
 
 /// Members of a group have numbers below this.
 pub const MAX_PLACE: u32 = 10_000;
@@ -172,8 +172,8 @@ pub struct Roles {
     pub counters: Counters,
     control: Arc<ControlReads>,
     versions: Arc<RoleVersions>,
-    /// Which members wait for their partitions.
-    pub assignments: Arc<Assignments>,
+    /// The members of groups that run in this process: group and ordinal.
+    pub members: Vec<(Group, u32)>,
     stages: Vec<Stage>,
     place: Place,
     process: String,
@@ -210,8 +210,6 @@ impl Roles {
         let policy =
             read_policy(&*backends.log, providers.configured()).await.context("the policies cannot be read")?;
         let (sender, receiver) = watch::channel(Arc::new(policy));
-        let assignments = Arc::<Assignments>::default();
-        let backends = &Backends { log: assignments.watch(backends.log.clone()), ..backends.clone() };
         let publisher =
             Publisher::new(backends.log.clone(), backends.registry.clone(), receiver.clone(), world.clone());
         let mut roles = Self {
@@ -220,7 +218,7 @@ impl Roles {
             providers,
             control: Arc::default(),
             versions: Arc::default(),
-            assignments,
+            members: Vec::new(),
             counters: Counters::default(),
             stages: Vec::new(),
             place: config.place,
@@ -250,7 +248,7 @@ impl Roles {
 
     async fn start_control_plane(&mut self, config: &Config) -> anyhow::Result<()> {
         let (control_plane, publisher) = (config.control_plane.clone(), self.publisher.clone());
-        self.stage("control plane", 1, &[], move |_, shutdown| {
+        self.stage("control plane", 1, None, move |_, shutdown| {
             herald_control_plane::run(control_plane.clone(), publisher.clone(), shutdown)
         });
         bootstrap::ensure_secrets(&self.publisher).await.context("the signing secret cannot be stored")
@@ -265,11 +263,11 @@ impl Roles {
             world: world.clone(),
             stats: self.counters.worker.clone(),
         };
-        self.stage("router", 1, &[Group::Router], move |member, shutdown| {
+        self.stage("router", 1, Some(Group::Router), move |member, shutdown| {
             herald_worker::run_router(router.clone(), member, shutdown)
         });
         let (log, world_of_redriver) = (backends.log.clone(), world.clone());
-        self.stage("redriver", 1, &[Group::Redriver], move |member, shutdown| {
+        self.stage("redriver", 1, Some(Group::Redriver), move |member, shutdown| {
             herald_worker::run_redriver(log.clone(), world_of_redriver.clone(), member, shutdown)
         });
     }
@@ -277,12 +275,12 @@ impl Roles {
     /// Follows the policies, and reports which of them the roles run.
     fn start_policies(&mut self, backends: &Backends, sender: watch::Sender<Arc<Policy>>, world: &World) {
         let (log, reads, clock) = (backends.log.clone(), self.control.clone(), world.clone());
-        self.stage("policy feed", 1, &[], move |_, shutdown| {
+        self.stage("policy feed", 1, None, move |_, shutdown| {
             policy_feed(log.clone(), sender.clone(), reads.clone(), clock.clone(), shutdown)
         });
         let (fleet, versions, policy) = (backends.fleet.clone(), self.versions.clone(), self.policy.clone());
         let (process, world) = (self.process.clone(), world.clone());
-        self.stage("reports", 1, &[], move |_, shutdown| {
+        self.stage("reports", 1, None, move |_, shutdown| {
             let (fleet, versions, policy) = (fleet.clone(), versions.clone(), policy.clone());
             report_until(fleet, process.clone(), versions, policy, world.clone(), shutdown)
         });
@@ -297,11 +295,11 @@ impl Roles {
         };
         let members = config.members.ledger;
         let (ledger, deps_of_requests) = (config.ledger.clone(), deps.clone());
-        self.stage("ledger of requests", members, &[Group::LedgerRequests], move |member, shutdown| {
+        self.stage("ledger of requests", members, Some(Group::LedgerRequests), move |member, shutdown| {
             herald_ledger::requests::run(ledger.clone(), deps_of_requests.clone(), member, shutdown)
         });
         let ledger = config.ledger.clone();
-        self.stage("ledger of receipts", members, &[Group::LedgerReceipts], move |member, shutdown| {
+        self.stage("ledger of receipts", members, Some(Group::LedgerReceipts), move |member, shutdown| {
             herald_ledger::receipts::run(ledger.clone(), deps.clone(), member, shutdown)
         });
     }
@@ -322,7 +320,7 @@ impl Roles {
             stats: self.counters.worker.clone(),
         };
         let worker = config.worker.clone();
-        self.stage("worker", config.members.worker, &[Group::Worker], move |member, shutdown| {
+        self.stage("worker", config.members.worker, Some(Group::Worker), move |member, shutdown| {
             herald_worker::run(worker.clone(), deps.clone(), member, shutdown)
         });
     }
@@ -340,14 +338,14 @@ impl Roles {
             stats: self.counters.orchestrator.clone(),
         };
         let orchestrator = config.orchestrator.clone();
-        self.stage("orchestrator", config.members.orchestrator, &[Group::Orchestrator], move |member, shutdown| {
+        self.stage("orchestrator", config.members.orchestrator, Some(Group::Orchestrator), move |member, shutdown| {
             herald_orchestrator::run(orchestrator.clone(), deps.clone(), member, shutdown)
         });
     }
 
-    /// Starts the members of a role, which join these groups. One that must join anew does; if one ends otherwise before it was
+    /// Starts the members of a role, which join this group. One that must join anew does; if one ends otherwise before it was
     /// told to, all roles are told so.
-    fn stage<F, R>(&mut self, name: &'static str, count: u32, groups: &[Group], run: R)
+    fn stage<F, R>(&mut self, name: &'static str, count: u32, group: Option<Group>, run: R)
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
         R: Fn(Member, CancellationToken) -> F + Send + Sync + 'static,
@@ -361,7 +359,7 @@ impl Roles {
         let Place { number, of } = self.place;
         for ordinal in number * count..(number + 1) * count {
             let member = Member { ordinal, count: count * of.max(1) };
-            groups.iter().for_each(|group| self.assignments.expect(*group, ordinal));
+            self.members.extend(group.map(|group| (group, ordinal)));
             let joining = Joining {
                 role: name,
                 member,

@@ -59,6 +59,8 @@ pub(super) struct KafkaSubscription {
     longest_commit: Duration,
     /// The assignment that was polled.
     epoch: u64,
+    /// Whether one was that still holds.
+    assigned: Arc<AtomicBool>,
     /// Which partition is served first.
     turn: usize,
 }
@@ -237,7 +239,12 @@ impl KafkaSubscription {
         let wishes = membership::start(config, names, group, member, shared.clone())
             .map_err(|error| unavailable("a member cannot start", &error))?;
         let longest_commit = config.commit_timeout() + COMMIT_MARGIN;
-        Ok(Self { shared, wishes, readers, longest_commit, epoch: 0, turn: 0 })
+        Ok(Self { shared, wishes, readers, longest_commit, epoch: 0, assigned: Arc::default(), turn: 0 })
+    }
+
+    /// Whether an assignment was polled that still holds, for whoever watches.
+    pub fn is_assigned(&self) -> Arc<AtomicBool> {
+        self.assigned.clone()
     }
 
     /// What there is for a poll; `None` if there is nothing.
@@ -257,10 +264,12 @@ impl KafkaSubscription {
         }
         if !view.revoked.is_empty() {
             self.epoch = 0;
+            self.assigned.store(false, Relaxed);
             return Ok(Some(Polled { revoked: std::mem::take(&mut view.revoked), ..Polled::default() }));
         }
         if let Some((epoch, assigned)) = view.assigned.take() {
             self.epoch = epoch;
+            self.assigned.store(true, Relaxed);
             return Ok(Some(Polled { assigned, ..Polled::default() }));
         }
         if view.taken_over || self.shared.hangs(self.longest_commit) {
@@ -310,9 +319,5 @@ impl Subscription for KafkaSubscription {
 
     async fn ends(&mut self, at: &[TopicPartition]) -> Result<Vec<u64>, LogError> {
         self.readers.ends(at.to_vec()).await
-    }
-
-    fn is_assigned(&self) -> bool {
-        self.epoch != 0
     }
 }

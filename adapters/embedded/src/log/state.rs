@@ -114,13 +114,22 @@ pub struct State {
     /// What is known synced.
     pub(super) durable: u64,
     pub(super) store_flush: u64,
-    pub(super) sessions: HashMap<(Group, u32), u64>,
+    /// Who is which member of which group.
+    pub(super) sessions: HashMap<(Group, u32), Session>,
     pub(super) last_session: u64,
     /// Why nothing goes on.
     pub(super) failed: Option<Arc<str>>,
     pub(super) closing: bool,
     /// The next frame begins a new segment.
     pub(super) roll_next: bool,
+}
+
+/// A member's last subscription.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) number: u64,
+    /// Whether it was told its partitions.
+    pub(super) is_told: bool,
 }
 
 impl State {

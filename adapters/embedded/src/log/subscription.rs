@@ -12,7 +12,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     Shared,
     reading::Plan,
-    state::{Owner, Partition, State},
+    state::{Owner, Partition, Session, State},
 };
 
 /// A member of a group.
@@ -56,7 +56,7 @@ impl EmbeddedSubscription {
             state.usable()?;
             state.last_session += 1;
             let session = state.last_session;
-            state.sessions.insert((group, member.ordinal), session);
+            state.sessions.insert((group, member.ordinal), Session { number: session, is_told: false });
             for (slot, partition) in state.partitions.iter_mut().enumerate() {
                 let mine = partition.at.partition % member.count == member.ordinal;
                 let Some(reader) = reader_of(partition, group).filter(|_| mine) else { continue };
@@ -76,7 +76,8 @@ impl EmbeddedSubscription {
 
     /// Whether this member may still commit.
     fn is_current(&self, state: &State) -> bool {
-        state.sessions.get(&(self.group, self.member.ordinal)) == Some(&self.session)
+        let last = state.sessions.get(&(self.group, self.member.ordinal));
+        last.is_some_and(|last| last.number == self.session)
     }
 
     fn owns(&self, partition: &Partition) -> bool {
@@ -167,9 +168,12 @@ impl Subscription for EmbeddedSubscription {
             if let Some(assigned) = self.assigned.take() {
                 let gone = |at: &TopicPartition| revoked.contains(at);
                 let assigned = assigned.into_iter().filter(|(at, _)| !gone(at)).collect();
+                let mut state = self.shared.state.lock();
+                if let Some(last) = state.sessions.get_mut(&(self.group, self.member.ordinal)) {
+                    last.is_told |= last.number == self.session;
+                }
                 // The positions may rest on a commit that is not durable yet.
-                let mark = Mark(self.shared.state.lock().end);
-                return Ok(Polled { assigned, mark, ..Polled::default() });
+                return Ok(Polled { assigned, mark: Mark(state.end), ..Polled::default() });
             }
             if !revoked.is_empty() {
                 return Ok(Polled { revoked, ..Polled::default() });
@@ -227,9 +231,5 @@ impl Subscription for EmbeddedSubscription {
         let state = self.shared.state.lock();
         state.usable()?;
         at.iter().map(|at| Ok(state.partitions[state.existing_slot(*at)?].next)).collect()
-    }
-
-    fn is_assigned(&self) -> bool {
-        self.assigned.is_none()
     }
 }

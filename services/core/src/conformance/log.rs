@@ -34,6 +34,7 @@ where
     offsets_grow_in_each_partition(make().await).await;
     a_read_goes_on_where_it_stopped(make().await).await;
     the_first_poll_assigns_every_partition_of_the_group(make().await).await;
+    a_member_is_assigned_once_its_last_subscription_was_told(make().await).await;
     a_poll_keeps_the_order_and_serves_every_partition(make().await).await;
     a_poll_brings_at_most_max_and_nothing_twice(make().await).await;
     an_idle_poll_ends_and_a_waiting_one_is_woken(make().await).await;
@@ -186,6 +187,25 @@ async fn the_first_poll_assigns_every_partition_of_the_group(log: Arc<dyn Log>) 
     assert!(assigned.values().all(|position| *position == Position::default()));
     assert_eq!(bodies(&take(&mut worker, 1).await), ["early"]);
     assert!(is_idle(&mut worker).await);
+}
+
+async fn a_member_is_assigned_once_its_last_subscription_was_told(log: Arc<dyn Log>) {
+    let is_assigned = |ordinal| log.is_assigned(Group::Router, ordinal);
+    assert!(!is_assigned(0));
+    let subscribed = log.subscribe(Group::Router, ALONE).await.unwrap();
+    assert!(!is_assigned(0), "it was not polled");
+    drop(subscribed);
+    let (mut old, _) = join(&log, Group::Router).await;
+    assert!(is_assigned(0) && !is_assigned(1) && !log.is_assigned(Group::Worker, 0));
+    let mut new = log.subscribe(Group::Router, ALONE).await.unwrap();
+    assert!(!is_assigned(0), "the last subscription was not polled");
+    let mut assigned = Vec::new();
+    while assigned.is_empty() {
+        old.poll(10, SOON).await.unwrap();
+        assert!(!is_assigned(0), "what another subscription was told is not what the last one was");
+        assigned = new.poll(10, SOON).await.unwrap().assigned;
+    }
+    assert!(is_assigned(0));
 }
 
 async fn a_poll_keeps_the_order_and_serves_every_partition(log: Arc<dyn Log>) {

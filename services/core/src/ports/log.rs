@@ -201,6 +201,9 @@ pub trait Log: Send + Sync + 'static {
     /// [`Committed::Fenced`].
     async fn subscribe(&self, group: Group, member: Member) -> Result<Box<dyn Subscription>, LogError>;
 
+    /// Whether a poll has told a member's last subscription of this process which partitions are its, even if none are.
+    fn is_assigned(&self, group: Group, ordinal: u32) -> bool;
+
     /// Reads a partition from an offset on, without a group: at most `max` records, and the offset to go on from.
     /// Records that are gone or superseded are left out.
     async fn read(&self, at: TopicPartition, from: u64, max: usize) -> Result<(Vec<Record>, u64), LogError>;
@@ -231,9 +234,6 @@ pub trait Subscription: Send + Sync {
     /// Where partitions end as of now, in order: behind the last record that there is. Who has read that record is at the
     /// end.
     async fn ends(&mut self, at: &[TopicPartition]) -> Result<Vec<u64>, LogError>;
-
-    /// Whether a poll has told which partitions are this member's, even if none are.
-    fn is_assigned(&self) -> bool;
 }
 
 /// The partition of a topic.

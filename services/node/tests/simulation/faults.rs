@@ -151,6 +151,10 @@ impl Log for Faulty<dyn Log> {
         Ok(Box::new(FaultySubscription { faults: self.faults.clone(), group, inner }))
     }
 
+    fn is_assigned(&self, group: Group, ordinal: u32) -> bool {
+        self.inner.is_assigned(group, ordinal)
+    }
+
     async fn read(&self, at: TopicPartition, from: u64, max: usize) -> Result<(Vec<Record>, u64), LogError> {
         let (mut records, next) = self.inner.read(at, from, max).await?;
         if self.faults.mutant == Mutant::SteeringUnread && at.topic == Topic::Control {
@@ -228,10 +232,6 @@ impl Subscription for FaultySubscription {
     async fn ends(&mut self, at: &[TopicPartition]) -> Result<Vec<u64>, LogError> {
         at.iter().try_for_each(|_| self.faults.read())?;
         self.inner.ends(at).await
-    }
-
-    fn is_assigned(&self) -> bool {
-        self.inner.is_assigned()
     }
 }
 

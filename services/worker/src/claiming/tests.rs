@@ -143,6 +143,10 @@ impl Log for Committed {
         unreachable!("claims are read without a group")
     }
 
+    fn is_assigned(&self, _: Group, _: u32) -> bool {
+        unreachable!("claims are read without a group")
+    }
+
     async fn durable(&self, _: Mark) -> Result<(), LogError> {
         Ok(())
     }

@@ -41,7 +41,9 @@ impl Joining {
     /// it drops what it held and joins anew, which tells it where to go on; unless another process has its name.
     ///
     /// # Errors
-    /// What the member failed with, or that there is a namesake.
+    /// What the member failed with, or that there is a namesake. At shutdown a member that was fenced has only left to others
+    /// what they have already; but a [`Halted::Unknown`] stays an error, for whoever stopped the process would take a good
+    /// end for a promise that everything it did is recorded, and only who joins next can tell.
     pub async fn run<F>(self, member: impl Fn(Member, CancellationToken) -> F) -> anyhow::Result<()>
     where
         F: Future<Output = anyhow::Result<()>>,
@@ -77,7 +79,8 @@ fn may_rejoin(error: &anyhow::Error) -> bool {
 
 /// What a member ends with that would join anew if it were not to stop.
 fn at_shutdown(role: &'static str, ordinal: u32, error: anyhow::Error) -> anyhow::Result<()> {
-    tracing::warn!(role, ordinal, error = format!("{error:#}"), "what a member had in hand is left to others");
+    let Some(Halted::Fenced) = error.downcast_ref() else { return Err(error) };
+    tracing::warn!(role, ordinal, "what a member had in hand is left to others");
     Ok(())
 }
 
@@ -165,7 +168,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_member_that_is_to_stop_does_not_join_anew() {
+    async fn a_stop_forgives_a_member_that_was_fenced_and_not_one_that_does_not_know() {
         assert!(matches!(stopped_after(1, alone(), [Err(unknown()), Err(fenced())]).await, (Ok(()), 1)));
+        let (ended, rejoins) = stopped_after(1, alone(), [Err(fenced()), Err(unknown())]).await;
+        assert!(ended.unwrap_err().to_string().contains("a commit's outcome is unknown") && rejoins == 1);
     }
 }

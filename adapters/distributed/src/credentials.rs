@@ -36,7 +36,7 @@ pub(crate) fn password(setting: &'static str, path: &Path) -> Result<String, Bad
 }
 
 /// A URL as messages show it: somebody may have put a password before the `@`.
-pub(crate) fn shown(url: &str) -> String {
+pub fn shown(url: &str) -> String {
     match (url.rsplit_once('@'), url.split_once("://")) {
         (None, _) => url.to_owned(),
         (Some((_, hosts)), None) => hosts.to_owned(),

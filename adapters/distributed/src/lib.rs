@@ -7,4 +7,4 @@ pub mod cql;
 pub mod kafka;
 pub mod redis;
 
-pub use credentials::BadFile;
+pub use credentials::{BadFile, shown};

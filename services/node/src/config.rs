@@ -254,14 +254,17 @@ impl Config {
     /// Checks how this process goes together with others.
     fn check_processes(&self, faults: &mut Vec<String>) {
         let servers = self.servers();
+        let shares = matches!(servers, Ok(Some(_)));
+        let shares_nothing = matches!(servers, Ok(None));
+        faults.extend(servers.err());
         if self.roles.is_empty() {
             faults.push("roles is empty; a process must have at least one".to_owned());
         }
         let alone = Role::ALL.iter().all(|role| self.roles.contains(role));
-        if !alone && servers == Ok(None) {
+        if !alone && shares_nothing {
             faults.push("roles run apart only on servers that they share: set log, store and cache".to_owned());
         }
-        if self.instances > 1 && servers == Ok(None) {
+        if self.instances > 1 && shares_nothing {
             faults.push(
                 "instances is more than 1, and a data directory serves one process: set log, store and cache".into(),
             );
@@ -277,10 +280,9 @@ impl Config {
                 role.name()
             ));
         }
-        if !self.disk.export_directory.is_empty() && servers.is_ok_and(|servers| servers.is_some()) {
+        if !self.disk.export_directory.is_empty() && shares {
             faults.push("disk.export_directory is set, and shared servers delete what expires themselves".to_owned());
         }
-        faults.extend(self.servers().err());
     }
 
     /// The servers that are shared, if there are; or what is wrong with them.

@@ -43,7 +43,7 @@ impl Servers {
             ));
         }
         if let Some((name, url, scheme)) = all.iter().find(|(_, url, scheme)| !url.starts_with(scheme)) {
-            return Err(format!("{name} is {url:?}; it must begin with {scheme}"));
+            return Err(format!("{name} is {:?}; it must begin with {scheme}", herald_distributed::shown(url)));
         }
         Ok(Some(Self { log: log.into(), store: store.into(), cache: cache.into() }))
     }
@@ -154,5 +154,15 @@ mod tests {
         assert!(told.contains("What is missing: store, cache"), "{told}");
         let told = Servers::of("kafka://a", "postgres://b", "redis://c").unwrap_err();
         assert!(told.contains("store is \"postgres://b\"; it must begin with cql://"), "{told}");
+    }
+
+    #[test]
+    fn a_url_of_a_wrong_scheme_is_told_without_its_password() {
+        let told = Servers::of("kafka://a", "postgres://user:hunter2@b/herald", "redis://c").unwrap_err();
+        assert!(told.contains("store is \"postgres://b/herald\""), "{told}");
+        for wrong in ["user:hunter2@b", "cassandra:user:hunter2@b", "postgres://user:hunter2@b@c"] {
+            let told = Servers::of("kafka://a", wrong, "redis://c").unwrap_err();
+            assert!(told.contains("it must begin with cql://") && !told.contains("hunter2"), "{told}");
+        }
     }
 }

@@ -1,6 +1,11 @@
 //! The process: open what it stands on, start the roles, serve, and stop in order.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use anyhow::Context;
 use herald_api::{auth::Authenticator, routes::Routes};
@@ -67,107 +72,36 @@ pub struct Node {
 }
 
 impl Node {
-    /// Binds, opens the backends and starts the roles.
+    /// Binds, opens what the roles stand on, starts them, and serves.
+    ///
+    /// # Errors
+    /// Where an address is taken, a setting is wrong, or something does not answer that the process cannot start without.
     pub async fn start(mut config: Config, mode: Mode) -> anyhow::Result<Self> {
         let stopping = CancellationToken::new();
-        let Listeners { api, ops: ops_listener } = Listeners::bind(&config, &stopping).await?;
-        let address = api.socket.local_addr()?;
-        let ops_address = ops_listener.as_ref().map_or(Ok(address), |ops| ops.socket.local_addr())?;
+        let listeners = Listeners::bind(&config, &stopping).await?;
+        let (address, ops_address) = listeners.addresses()?;
         let mut world = world::system();
-        let (process, lost_spans) = (config.process_name(&world), Arc::default());
-        let exporter = match config.tracing.otlp_endpoint.as_str() {
-            "" => None,
-            endpoint => {
-                let (spans, exporter) = traces::export(endpoint, &process, &lost_spans)?;
-                world.spans = spans;
-                Some(exporter)
-            }
-        };
+        let process = config.process_name(&world);
+        let (exporter, lost_spans) = export_spans(&config, &process, &mut world)?;
         let mailbox = start_mailbox(&mut config, mode, &stopping).await?;
-        // Before the storage, so that a wrong setting leaves no data directory behind.
-        let channels = channels::configured(&config, &world)?;
-        let keys = secrets::configured(&config)?;
-        config.check_export_directory()?;
-        let storage = Storage::open(&config, &world).await?;
-        let keys = match (keys, config.data_directory().filter(|_| storage.local().is_some())) {
-            (None, Some(directory)) if mode == Mode::Dev => Some(secrets::development(directory, &world)?),
-            (keys, _) => keys,
-        };
-        let keys = keys.map(Arc::new);
-        let opener = Arc::new(channels::Adapters::new(&config, keys.clone(), &world));
-        let roles = roles::Config {
-            orchestrator: config.orchestrator.clone(),
-            worker: config.worker.clone(),
-            ledger: config.ledger.clone(),
-            control_plane: config.control_plane.clone(),
-            members: config.members,
-            roles: config.roles.clone(),
-            place: Place { number: config.place().unwrap_or_default(), of: config.instances },
-            process,
-        };
-        let backends = storage.backends().clone();
-        if mode == Mode::Dev && storage.local().is_none() {
-            only_for_development(&backends).await?;
-        }
-        let process = roles.process.clone();
-        if config.has_place() {
-            namesakes::refuse(&process, &*backends.fleet).await?;
-        }
-        let providers = Arc::new(OpenProviders::new(channels, opener));
-        let mut roles = Roles::start_with(&roles, &backends, providers, &world).await?;
+        let base = Base::open(&config, mode, &world).await?;
+        let mut roles = start_roles(&config, mode, &base, &process, &world).await?;
         roles.counters.lost_spans = lost_spans;
-        if mode == Mode::Dev {
-            let ensured = bootstrap::ensure_dev(&roles.publisher).await;
-            ensured
-                .map_err(|refusal| anyhow::anyhow!("the development tenant cannot be stored: {}", refusal.detail()))?;
-        }
-        let export_to = Some(config.disk.export_directory.as_str()).filter(|path| !path.is_empty()).map(Path::new);
-        // Servers expire their rows themselves.
-        let expiry = storage.local().map(|local| {
-            Expiry::new(&local.stores, config.disk.receipts_retention_days, export_to).until(stopping.clone())
-        });
-        let exports = expiry.as_ref().map_or_else(Arc::<ExportStats>::default, |expiry| expiry.stats.clone());
-        if config.roles.contains(&Role::ControlPlane) {
-            store_operator_key(&config.operator_key_file, &roles).await?;
-        }
-        let disk = storage.local().map(Embedded::disk);
-        let gauges = Gauges::new(backends.log.clone(), disk, roles.policy.clone(), exports, &world);
-        let last_backup_ms = gauges.last_backup_ms.clone();
-        let ops = ops::routes(Ops {
-            registry: metrics::registry(&roles.counters, &gauges),
-            gauges,
-            ledger: roles.counters.ledger.clone(),
-            members: roles.members.clone(),
-            log: backends.log.clone(),
-            stores: backends.registry.clone(),
-            fleet: backends.fleet.clone(),
-            failed: roles.failed.clone(),
-            stopping: stopping.clone(),
-        });
-        let mut extra = Routes::new();
-        if config.roles.contains(&Role::ControlPlane) {
-            extra = extra.merge(control_plane_routes(&roles, &backends, keys, &world));
-        }
-        if let Some(local) = storage.local() {
-            let backups = local.backups(config.disk.low_water_bytes, &world);
-            let authenticator = Authenticator::new(roles.policy.clone(), world.clock.clone());
-            extra = extra.merge(backup::routes(backups, authenticator, last_backup_ms));
-        }
-        let (extra, ops_server) = match ops_listener {
-            None => (extra.merge(ops), None),
-            Some(listener) => (extra, Some(tokio::spawn(ops::serve(listener, ops, world.clone(), stopping.clone())))),
+        let expiry = base.expiry(&config, &stopping);
+        let exports = expiry.as_ref().map_or_else(Arc::default, |expiry| expiry.stats.clone());
+        let gauges = base.gauges(&roles, exports, &world);
+        let routes = operators_routes(&config, &base, &roles, gauges.last_backup_ms.clone(), &world);
+        let routes = match &mailbox {
+            Some((store, _)) => routes.merge(mailbox::router(store.clone())),
+            None => routes,
         };
-        let extra = match &mailbox {
-            Some((store, _)) => extra.merge(mailbox::router(store.clone())),
-            None => extra,
+        let backends = base.storage.backends().clone();
+        let ops = ops_routes(&roles, &backends, gauges, &stopping);
+        let (routes, ops_server) = match listeners.ops {
+            None => (routes.merge(ops), None),
+            Some(listener) => (routes, Some(tokio::spawn(ops::serve(listener, ops, world.clone(), stopping.clone())))),
         };
-        let gateway = if config.roles.contains(&Role::Gateway) {
-            let deps = gateway_deps(&roles, &backends, &world);
-            let (failed, shutdown) = (roles.failed.clone(), stopping.clone());
-            start_gateway(config.gateway.clone(), deps, api, extra, failed, shutdown)
-        } else {
-            serve_others(&config, &roles, &backends, &world, api, extra, &stopping)
-        };
+        let gateway = serve_calls(&config, &roles, &backends, &world, listeners.api, routes, &stopping);
         let node = Self {
             address,
             ops_address,
@@ -178,7 +112,7 @@ impl Node {
             backends,
             mailbox,
             world,
-            storage,
+            storage: base.storage,
             roles,
             gateway,
             ops_server,
@@ -282,6 +216,73 @@ impl Node {
     }
 }
 
+/// What the roles stand on.
+struct Base {
+    storage: Storage,
+    providers: Arc<OpenProviders>,
+    /// Seal what providers log in with.
+    keys: Option<Arc<SecretKeys>>,
+}
+
+impl Base {
+    /// Opens it. Settings come before the storage, so that a wrong one leaves no data directory behind.
+    async fn open(config: &Config, mode: Mode, world: &World) -> anyhow::Result<Self> {
+        let channels = channels::configured(config, world)?;
+        let keys = secrets::configured(config)?;
+        config.check_export_directory()?;
+        let storage = Storage::open(config, world).await?;
+        if mode == Mode::Dev && storage.local().is_none() {
+            only_for_development(storage.backends()).await?;
+        }
+        let keys = match (keys, config.data_directory().filter(|_| storage.local().is_some())) {
+            (None, Some(directory)) if mode == Mode::Dev => Some(secrets::development(directory, world)?),
+            (keys, _) => keys,
+        };
+        let keys = keys.map(Arc::new);
+        let opener = Arc::new(channels::Adapters::new(config, keys.clone(), world));
+        Ok(Self { storage, providers: Arc::new(OpenProviders::new(channels, opener)), keys })
+    }
+
+    /// What deletes old rows on this machine; servers do so themselves.
+    fn expiry(&self, config: &Config, stopping: &CancellationToken) -> Option<Expiry> {
+        let export_to = Some(config.disk.export_directory.as_str()).filter(|path| !path.is_empty()).map(Path::new);
+        let stores = &self.storage.local()?.stores;
+        Some(Expiry::new(stores, config.disk.receipts_retention_days, export_to).until(stopping.clone()))
+    }
+
+    fn gauges(&self, roles: &Roles, exports: Arc<ExportStats>, world: &World) -> Gauges {
+        let disk = self.storage.local().map(Embedded::disk);
+        Gauges::new(self.storage.backends().log.clone(), disk, roles.policy.clone(), exports, world)
+    }
+}
+
+/// Starts the roles, unless another process has this one's name, and stores what they begin with.
+async fn start_roles(config: &Config, mode: Mode, base: &Base, process: &str, world: &World) -> anyhow::Result<Roles> {
+    let backends = base.storage.backends();
+    if config.has_place() {
+        namesakes::refuse(process, &*backends.fleet).await?;
+    }
+    let of_roles = roles::Config {
+        orchestrator: config.orchestrator.clone(),
+        worker: config.worker.clone(),
+        ledger: config.ledger.clone(),
+        control_plane: config.control_plane.clone(),
+        members: config.members,
+        roles: config.roles.clone(),
+        place: Place { number: config.place().unwrap_or_default(), of: config.instances },
+        process: process.to_owned(),
+    };
+    let roles = Roles::start_with(&of_roles, backends, base.providers.clone(), world).await?;
+    if mode == Mode::Dev {
+        let ensured = bootstrap::ensure_dev(&roles.publisher).await;
+        ensured.map_err(|refusal| anyhow::anyhow!("the development tenant cannot be stored: {}", refusal.detail()))?;
+    }
+    if config.roles.contains(&Role::ControlPlane) {
+        store_operator_key(&config.operator_key_file, &roles).await?;
+    }
+    Ok(roles)
+}
+
 /// The keys of `herald dev` and `herald demo` are public, so nothing else may be on the servers that they are given.
 async fn only_for_development(backends: &Backends) -> anyhow::Result<()> {
     let tenants = backends.registry.list(kind::TENANT, "", None, 2).await.context("the stores do not answer")?;
@@ -324,6 +325,12 @@ impl Listeners {
         let with_tls = |socket| Listener { socket, tls: tls.clone() };
         Ok(Self { api: with_tls(api), ops: ops.map(with_tls) })
     }
+
+    /// Where calls are served, and where health and metrics are.
+    fn addresses(&self) -> std::io::Result<(SocketAddr, SocketAddr)> {
+        let ops = self.ops.as_ref().unwrap_or(&self.api);
+        Ok((self.api.socket.local_addr()?, ops.socket.local_addr()?))
+    }
 }
 
 async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
@@ -343,6 +350,21 @@ async fn reload_on_sighup(tls: Tls, stopping: CancellationToken) {
     }
 }
 
+/// Exports the spans of this process, if an endpoint is configured; and counts those that nobody will see.
+fn export_spans(
+    config: &Config,
+    process: &str,
+    world: &mut World,
+) -> anyhow::Result<(Option<Exporter>, Arc<traces::Lost>)> {
+    let lost = Arc::default();
+    if config.tracing.otlp_endpoint.is_empty() {
+        return Ok((None, lost));
+    }
+    let (spans, exporter) = traces::export(&config.tracing.otlp_endpoint, process, &lost)?;
+    world.spans = spans;
+    Ok((Some(exporter), lost))
+}
+
 /// Starts the mailbox where a development node has no mail server.
 async fn start_mailbox(
     config: &mut Config,
@@ -358,6 +380,41 @@ async fn start_mailbox(
     let store = Arc::new(MailStore::new(StoreLimits::default()));
     tokio::spawn(Mailbox::serve(listener, store.clone(), stopping.clone()));
     Ok(Some((store, address)))
+}
+
+/// What this process serves for operators.
+fn operators_routes(
+    config: &Config,
+    base: &Base,
+    roles: &Roles,
+    last_backup_ms: Arc<AtomicU64>,
+    world: &World,
+) -> Routes {
+    let mut routes = Routes::new();
+    if config.roles.contains(&Role::ControlPlane) {
+        routes = routes.merge(control_plane_routes(roles, base.storage.backends(), base.keys.clone(), world));
+    }
+    if let Some(local) = base.storage.local() {
+        let backups = local.backups(config.disk.low_water_bytes, world);
+        let authenticator = Authenticator::new(roles.policy.clone(), world.clock.clone());
+        routes = routes.merge(backup::routes(backups, authenticator, last_backup_ms));
+    }
+    routes
+}
+
+/// Health and metrics.
+fn ops_routes(roles: &Roles, backends: &Backends, gauges: Gauges, stopping: &CancellationToken) -> Routes {
+    ops::routes(Ops {
+        registry: metrics::registry(&roles.counters, &gauges),
+        gauges,
+        ledger: roles.counters.ledger.clone(),
+        members: roles.members.clone(),
+        log: backends.log.clone(),
+        stores: backends.registry.clone(),
+        fleet: backends.fleet.clone(),
+        failed: roles.failed.clone(),
+        stopping: stopping.clone(),
+    })
 }
 
 /// Templates, tenants and keys, over HTTP and gRPC.
@@ -402,25 +459,8 @@ pub fn gateway_deps(roles: &Roles, backends: &Backends, world: &World) -> herald
     }
 }
 
-fn start_gateway(
-    config: herald_gateway::Config,
-    deps: herald_gateway::Deps,
-    listener: Listener,
-    extra: Routes,
-    failed: CancellationToken,
-    shutdown: CancellationToken,
-) -> JoinHandle<anyhow::Result<()>> {
-    tokio::spawn(async move {
-        let ended = herald_gateway::run(listener, config, deps, extra, shutdown.clone()).await;
-        if !shutdown.is_cancelled() {
-            failed.cancel();
-        }
-        ended.context("the gateway failed")
-    })
-}
-
-/// Serves a process's routes where no gateway runs in it.
-fn serve_others(
+/// Serves the routes, and the gateway's where it runs in this process.
+fn serve_calls(
     config: &Config,
     roles: &Roles,
     backends: &Backends,
@@ -429,13 +469,21 @@ fn serve_others(
     routes: Routes,
     stopping: &CancellationToken,
 ) -> JoinHandle<anyhow::Result<()>> {
-    let around = (roles.counters.gateway.clone(), backends.audit.clone(), world.clone());
-    let (failed, config, shutdown) = (roles.failed.clone(), config.gateway.clone(), stopping.clone());
+    let is_gateway = config.roles.contains(&Role::Gateway);
+    let (config, deps) = (config.gateway.clone(), gateway_deps(roles, backends, world));
+    let (failed, shutdown) = (roles.failed.clone(), stopping.clone());
     tokio::spawn(async move {
-        let ended = herald_gateway::run_others(listener, config, routes, around, shutdown.clone()).await;
+        let ended = if is_gateway {
+            let ended = herald_gateway::run(listener, config, deps, routes, shutdown.clone()).await;
+            ended.context("the gateway failed")
+        } else {
+            let around = (deps.stats, deps.audit, deps.world);
+            let ended = herald_gateway::run_others(listener, config, routes, around, shutdown.clone()).await;
+            ended.context("the listener failed")
+        };
         if !shutdown.is_cancelled() {
             failed.cancel();
         }
-        ended.context("the listener failed")
+        ended
     })
 }

@@ -26,6 +26,8 @@ pub struct Facts<'a> {
     pub sent: &'a [Sent],
     pub seen: &'a Seen,
     pub restarts: u64,
+    /// Workers that joined their group anew.
+    pub rejoined: u64,
     pub in_doubt_instances: u64,
     /// When opt-outs were answered, or at the end of time if they were not, by tenant and user.
     pub opt_outs: &'a BTreeMap<(String, String), u64>,
@@ -274,7 +276,7 @@ fn check_provider(facts: &Facts<'_>, ends: &Ends, found: &mut Vec<String>) {
     for user in &facts.seen.twice_in_a_batch {
         found.push(format!("{user} came twice in one batch of a provider"));
     }
-    let allowed = facts.seen.unanswered + facts.restarts * facts.in_doubt_instances;
+    let allowed = facts.seen.unanswered + (facts.restarts + facts.rejoined) * facts.in_doubt_instances;
     if duplicates > allowed {
         found.push(format!("{duplicates} duplicates at the provider, at most {allowed} are allowed"));
     }

@@ -1,7 +1,10 @@
 //! Ports that fail and delay, and commits around which the node is killed.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -74,6 +77,10 @@ pub struct Faults {
     /// One commit in so many kills the node; 0 for none.
     pub crash_one_in: u64,
     pub crashed: CancellationToken,
+    /// One commit in so many is not answered, whether it is in or not; 0 for none.
+    pub unanswered_one_in: u64,
+    /// Counts the workers that must join their group anew for it.
+    pub rejoining: Arc<AtomicU64>,
     pub mutant: Mutant,
     /// Everything that was written, for the comparison of runs.
     pub trace: Arc<Mutex<Xxh3>>,
@@ -200,6 +207,13 @@ impl Subscription for FaultySubscription {
     }
 
     async fn commit(&mut self, mut commit: Commit) -> Result<Committed, LogError> {
+        if self.faults.chance.one_in(self.faults.unanswered_one_in) {
+            self.faults.rejoining.fetch_add(u64::from(self.group == Group::Worker), Relaxed);
+            if self.faults.chance.one_in(2) {
+                self.inner.commit(commit).await?;
+            }
+            return Err(LogError::Unavailable("simulated".into()));
+        }
         if self.faults.mutant == Mutant::ManifestNotWritten && self.group == Group::Orchestrator {
             commit.outputs.retain_mut(without_manifests);
         }

@@ -21,7 +21,10 @@ mod world;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -64,6 +67,7 @@ struct Report {
     contradictions: Vec<String>,
     trace: u64,
     restarts: u64,
+    rejoined: u64,
     notifications: usize,
     redriven: u64,
 }
@@ -91,6 +95,8 @@ struct Simulation {
     next: usize,
     set_up: bool,
     restarts: u64,
+    /// Workers that joined their group anew without a restart.
+    rejoining: Arc<AtomicU64>,
     store_errors_one_in: u64,
     mutant: Mutant,
     trace: Arc<Mutex<Xxh3>>,
@@ -121,6 +127,7 @@ impl Simulation {
             next: 0,
             set_up: false,
             restarts: 0,
+            rejoining: Arc::default(),
             store_errors_one_in: if orderly { 0 } else { [0, 20, 60][chance.below(3) as usize] },
             mutant,
             trace: Arc::default(),
@@ -141,7 +148,8 @@ fn simulate(seed: u64, mutant: Mutant) -> Report {
     contradictions.extend(simulation.live(true));
     let trace = simulation.trace.lock().unwrap().digest();
     let (restarts, notifications) = (simulation.restarts, simulation.sent.len());
-    Report { contradictions, trace, restarts, notifications, redriven: simulation.redriven }
+    let (rejoined, redriven) = (simulation.rejoining.load(Relaxed), simulation.redriven);
+    Report { contradictions, trace, restarts, rejoined, notifications, redriven }
 }
 
 impl Simulation {
@@ -169,11 +177,16 @@ impl Simulation {
     async fn run(&mut self, last: bool) -> anyhow::Result<Vec<String>> {
         let (world, clock) = world_with(self.now_ms, self.wall.clone(), &self.chance);
         let crashed = CancellationToken::new();
+        // The roles are started once more while they run, as a supervisor does that takes them for dead.
+        let takes_over_after = (!last && self.chance.one_in(3)).then(|| self.chance.below(2_000));
         let faults = Faults {
             chance: Chance::of_seed(self.chance.next()),
             store_errors_one_in: if last { 0 } else { self.store_errors_one_in },
             crash_one_in: if last { 0 } else { 400 },
             crashed: crashed.clone(),
+            // Of two nodes that are one, neither would join anew.
+            unanswered_one_in: if last || takes_over_after.is_some() { 0 } else { 100 },
+            rejoining: self.rejoining.clone(),
             mutant: self.mutant,
             trace: self.trace.clone(),
         };
@@ -218,8 +231,6 @@ impl Simulation {
                 false => tokio::time::sleep(Duration::from_millis(self.chance.below(4_000))).await,
             }
         };
-        // The roles are started once more while they run, as a supervisor does that takes them for dead.
-        let takes_over_after = (!last && self.chance.one_in(3)).then(|| self.chance.below(2_000));
         self.restarts += u64::from(takes_over_after.is_some());
         self.generation += u64::from(takes_over_after.is_some());
         let taken_over_ms = &mut self.taken_over_ms;
@@ -326,6 +337,7 @@ impl Simulation {
             sent: &self.sent,
             seen: &seen,
             restarts: self.restarts,
+            rejoined: self.rejoining.load(Relaxed),
             in_doubt_instances: IN_DOUBT,
             opt_outs: &self.opt_outs,
             broken: &self.broken,
@@ -383,11 +395,12 @@ fn every_seed_keeps_the_promises() {
         return;
     }
     let seeds = env("HERALD_SIM_SEEDS").unwrap_or(200);
-    let (mut notifications, mut restarts, mut redriven) = (0, 0, 0);
+    let (mut notifications, mut restarts, mut rejoined, mut redriven) = (0, 0, 0, 0);
     for seed in 0..seeds {
         let report = simulate(seed, Mutant::None);
         notifications += report.notifications;
         restarts += report.restarts;
+        rejoined += report.rejoined;
         redriven += report.redriven;
         assert!(
             report.contradictions.is_empty(),
@@ -395,8 +408,12 @@ fn every_seed_keeps_the_promises() {
             report.contradictions
         );
     }
-    println!("{seeds} seeds, {notifications} notifications, {restarts} restarts, {redriven} letters brought back");
+    println!(
+        "{seeds} seeds, {notifications} notifications, {restarts} restarts, {rejoined} workers that joined anew, \
+         {redriven} letters brought back"
+    );
     assert!(redriven > 0 || seeds < 20, "nothing was brought back");
+    assert!(rejoined > 0 || seeds < 20, "nobody joined anew");
 }
 
 /// A section that kills its worker whenever it is tried is found out and ends as dead, and everything behind it goes on.

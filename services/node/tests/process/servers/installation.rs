@@ -132,6 +132,20 @@ impl Installation {
         self.start(name, &arguments).await
     }
 
+    /// Starts a process of each role, and so many of workers.
+    pub async fn start_each_role(&self, workers: u32, settings: &[&str]) -> EachRole {
+        let mut each = EachRole {
+            front: self.start_role("front-0", settings).await,
+            _pages: self.start_role("orchestrator-0", settings).await,
+            _books: self.start_role("ledger-0", settings).await,
+            workers: Vec::new(),
+        };
+        for number in 0..workers {
+            each.workers.push(self.start_role(&format!("worker-{number}"), settings).await);
+        }
+        each
+    }
+
     /// Starts a process that goes on, and waits until it is ready.
     pub async fn start(&self, name: &str, arguments: &[&str]) -> Running {
         let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -149,6 +163,14 @@ impl Installation {
         running.await_ready().await;
         running
     }
+}
+
+/// A process of each role: `front-0`, `orchestrator-0`, `ledger-0`, and the workers from `worker-0` on.
+pub struct EachRole {
+    pub front: Running,
+    pub workers: Vec<Running>,
+    _pages: Running,
+    _books: Running,
 }
 
 /// A process; killed when dropped.

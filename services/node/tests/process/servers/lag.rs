@@ -21,17 +21,15 @@ async fn what_waits_for_a_worker_is_told_by_partition_and_tenant() {
     let _shared = SERVERS.read().await;
     let installation = Installation::new();
     let settings = ["email.url=null:"];
-    let front = installation.start_role("front-0", &settings).await;
-    let _pages = installation.start_role("orchestrator-0", &settings).await;
-    let _books = installation.start_role("ledger-0", &settings).await;
-    let worker = installation.start_role("worker-0", &settings).await;
+    let mut each = installation.start_each_role(1, &settings).await;
+    let front = &each.front;
     let mut client = front.client();
     client.set_up(1).await;
     let results = client.notify(vec![notification("before", vec![user(0)])]).await.unwrap();
     client.settled(results[0].request_id.as_ref().unwrap()).await;
     assert!(said(&front.operator(&["lag"])).contains("Nothing waits."));
 
-    worker.kill();
+    each.workers.pop().unwrap().kill();
     let ids: Vec<String> = {
         let each = (0..5).map(|number| notification(&format!("waits-{number}"), vec![user(0)])).collect();
         let results = client.notify(each).await.unwrap();

@@ -21,21 +21,16 @@ async fn roles_are_processes_and_a_worker_that_is_killed_is_replaced() {
     let _shared = SERVERS.read().await;
     let installation = Installation::new();
     let settings = ["email.url=null:", "instances=2"];
-    let front = installation.start_role("front-0", &settings).await;
-    let _books = installation.start_role("ledger-0", &settings).await;
-    let _pages = installation.start_role("orchestrator-0", &settings).await;
-    let one = installation.start_role("worker-0", &settings).await;
-    let two = installation.start_role("worker-1", &settings).await;
-    let mut client = front.client();
+    let mut each = installation.start_each_role(2, &settings).await;
+    let mut client = each.front.client();
     client.set_up(100).await;
     let mut ids = Vec::new();
-    let mut two = Some(two);
     for round in 0..40u64 {
         let users = (0..50).map(|n| user((round * 7 + n) % 100)).collect();
         let results = client.notify(vec![notification(&format!("n{round}"), users)]).await.unwrap();
         ids.extend(results.into_iter().map(|result| result.request_id.unwrap()));
         if round == 20 {
-            two.take().unwrap().kill();
+            each.workers.pop().unwrap().kill();
         }
     }
     let _two = installation.start_role("worker-1", &settings).await;
@@ -51,7 +46,7 @@ async fn roles_are_processes_and_a_worker_that_is_killed_is_replaced() {
         inbox.dedup();
         assert_eq!(inbox.len(), all, "nobody has an item twice");
     }
-    assert!(one.terminate(), "a worker drains and ends well");
+    assert!(each.workers.remove(0).terminate(), "a worker drains and ends well");
 }
 
 #[tokio::test]

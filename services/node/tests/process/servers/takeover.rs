@@ -17,24 +17,19 @@ const BOUND: Duration = Duration::from_secs(30);
 async fn users_of_a_worker_that_died_are_served_by_another() {
     let _shared = SERVERS.read().await;
     let installation = Installation::new();
-    let settings = ["email.url=null:", "instances=2"];
-    let front = installation.start_role("front-0", &settings).await;
-    let _pages = installation.start_role("orchestrator-0", &settings).await;
-    let _books = installation.start_role("ledger-0", &settings).await;
-    let one = installation.start_role("worker-0", &settings).await;
-    let two = installation.start_role("worker-1", &settings).await;
-    let mut client = front.client();
+    let mut each = installation.start_each_role(2, &["email.url=null:", "instances=2"]).await;
+    let mut client = each.front.client();
     client.set_up(100).await;
     let of_shard = |shard| (0..100).map(user).find(|user| shard_of("demo", user, SHARDS) == shard).unwrap();
     let users: Vec<String> = (0..SHARDS).map(of_shard).collect();
     let before = client.notify(vec![notification("before", users.clone())]).await.unwrap();
     client.settled(before[0].request_id.as_ref().unwrap()).await;
-    for worker in [&one, &two] {
+    for worker in &each.workers {
         // Each is ready, so each has shards.
         worker.says(|status, _| status == 200).await;
     }
 
-    two.kill();
+    each.workers.pop().unwrap().kill();
     let died = Instant::now();
     let each = users.iter().map(|user| notification(user, vec![user.clone()])).collect();
     let results = client.notify(each).await.unwrap();

@@ -15,11 +15,8 @@ async fn a_notification_is_followed_through_four_processes() {
     let (collector, installation) = (Collector::default(), Installation::new());
     let tracing = collector.start();
     let settings = ["email.url=null:", &tracing[0], &tracing[1]];
-    let front = installation.start_role("front-0", &settings).await;
-    let _pages = installation.start_role("orchestrator-0", &settings).await;
-    let _sends = installation.start_role("worker-0", &settings).await;
-    let _books = installation.start_role("ledger-0", &settings).await;
-    let mut client = front.client();
+    let each = installation.start_each_role(1, &settings).await;
+    let mut client = each.front.client();
     client.set_up(3).await;
     let (wanted, trace, caller) = of_caller(true);
     send_traced(&mut client, "traced", (0..3).map(user).collect(), Some(wanted)).await;
@@ -32,11 +29,11 @@ async fn a_notification_is_followed_through_four_processes() {
     }
     let mut stages: Vec<BTreeSet<&str>> = by_process.values().cloned().collect();
     stages.sort();
-    let each = [
+    let expected = [
         ["notify"].into(),
         ["process requests.bulk"].into(),
         ["send email", "send in_app"].into(),
         ["settle receipts"].into(),
     ];
-    assert_eq!(stages, each, "{by_process:?}");
+    assert_eq!(stages, expected, "{by_process:?}");
 }

@@ -148,3 +148,74 @@ async fn metrics(State(ops): State<Arc<Ops>>) -> Response {
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::{Body, to_bytes};
+    use herald_core::{
+        policy::Policy,
+        ports::log::{Identity, Member},
+        topic::Layout,
+    };
+    use herald_embedded::{
+        disk::MemoryDisk,
+        kv::memory::MemoryKv,
+        log::{EmbeddedLog, LogOptions},
+        store::Stores,
+    };
+    use http::Request;
+    use tokio::sync::watch;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::{backends::Backends, metrics, roles::Counters, world};
+
+    /// What a process says that runs a worker and a router.
+    async fn said(backends: &Backends) -> (StatusCode, Value) {
+        let (_, policy) = watch::channel(Arc::new(Policy::default()));
+        let (world, counters) = (world::system(), Counters::default());
+        let gauges = Gauges::new(backends.log.clone(), None, policy, Arc::default(), &world);
+        let routes = routes(Ops {
+            registry: metrics::registry(&counters, &gauges),
+            gauges,
+            ledger: counters.ledger.clone(),
+            members: vec![(Group::Worker, 0), (Group::Router, 0)],
+            log: backends.log.clone(),
+            stores: backends.registry.clone(),
+            fleet: backends.fleet.clone(),
+            failed: CancellationToken::new(),
+            stopping: CancellationToken::new(),
+        });
+        let asked = Request::get("/readyz").body(Body::empty()).unwrap();
+        let answer = routes.into_router().oneshot(asked).await.unwrap();
+        let (status, body) = (answer.status(), to_bytes(answer.into_body(), usize::MAX).await.unwrap());
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_process_is_ready_once_all_of_its_members_were_told_their_partitions() {
+        let (kv, world) = (Arc::new(MemoryKv::new()), world::system());
+        let identity =
+            Identity { region: "r".into(), epoch: 1, layout: Layout { shards: 1, requests: 1, receipts: 1 } };
+        let options = LogOptions { low_water_bytes: 0, ..LogOptions::default() };
+        let disk = Arc::new(MemoryDisk::new());
+        let log = EmbeddedLog::open(disk, identity, options, kv.clone(), world.clock.clone()).unwrap();
+        let backends = Backends::embedded(log, &Stores::open(kv));
+        let member = Member { ordinal: 0, count: 1 };
+        let mut waiting = vec!["herald.worker.0", "herald.router.0"];
+        for group in [Group::Worker, Group::Router] {
+            let mut subscription = backends.log.subscribe(group, member).await.unwrap();
+            let (status, told) = said(&backends).await;
+            let reason = format!("waits for partitions of the log: {}", waiting.join(", "));
+            assert_eq!((status, &told["reasons"]), (StatusCode::SERVICE_UNAVAILABLE, &json!([reason])));
+            subscription.poll(1, Duration::ZERO).await.unwrap();
+            waiting.remove(0);
+        }
+        assert_eq!(
+            said(&backends).await,
+            (StatusCode::OK, json!({"ready": true, "reasons": [], "degraded": [], "stuck": []}))
+        );
+        let _again = backends.log.subscribe(Group::Worker, member).await.unwrap();
+        assert_eq!(said(&backends).await.0, StatusCode::SERVICE_UNAVAILABLE, "it joined anew and was not told yet");
+    }
+}

@@ -273,11 +273,14 @@ impl MemberThread {
         if let Some(session) = self.session.as_mut().filter(|session| !session.is_owner) {
             session.transactions.own(commit_timeout)?;
             session.is_owner = true;
+            self.shared.sees();
         }
         let Some(session) = &self.session else { return Ok(()) };
         let committed = session.consumer.committed_offsets(list.clone(), commit_timeout);
         let committed = committed.map_err(|e| unavailable("the group's positions are not known", &e))?;
+        self.shared.sees();
         let firsts = offsets(&session.consumer, &self.names, &at, Offset::Beginning)?;
+        self.shared.sees();
         self.await_predecessor(&session.consumer, &at)?;
         let (mut inputs, mut positions, mut begin) = (BTreeMap::new(), Vec::new(), Vec::new());
         for (at, first) in at.into_iter().zip(firsts) {

@@ -47,16 +47,16 @@ use super::{
 /// A poll brings no further record beyond this.
 const POLL_BYTES: usize = 8 << 20;
 
-/// What a commit may take beyond its own timeout.
-const COMMIT_MARGIN: Duration = Duration::from_secs(10);
+/// What the longest step of a member's thread, which is a commit, may take beyond the commit's own timeout.
+const STEP_MARGIN: Duration = Duration::from_secs(10);
 
 /// A member of a group.
 pub(super) struct KafkaSubscription {
     shared: Arc<Shared>,
     wishes: mpsc::Sender<Wish>,
     readers: Arc<Readers>,
-    /// What a commit that is not answered is waited for.
-    longest_commit: Duration,
+    /// A thread that is not seen for so long hangs.
+    longest_step: Duration,
     /// The assignment that was polled.
     epoch: u64,
     /// Whether one was that still holds.
@@ -151,9 +151,18 @@ impl Shared {
         *self.seen.lock() = Some(Instant::now());
     }
 
-    /// Whether the thread was not seen for so long that a call must hang in it.
+    /// Whether the thread was not seen for so long that a call must hang in it, as one of the client library may after an
+    /// outage. Whoever subscribes anew leaves it behind, and fences it.
     fn hangs(&self, longest: Duration) -> bool {
-        self.seen.lock().is_some_and(|seen| seen.elapsed() > longest)
+        self.seen.lock().is_some_and(|seen| seen.elapsed() >= longest)
+    }
+
+    /// Returns once the thread hangs.
+    async fn hung(&self, longest: Duration) {
+        while !self.hangs(longest) {
+            let seen = self.seen.lock().unwrap_or_else(Instant::now);
+            tokio::time::sleep_until(seen + longest).await;
+        }
     }
 
     /// Every poll says from now on that another has the member's name.
@@ -238,8 +247,8 @@ impl KafkaSubscription {
         let shared = Arc::new(Shared::default());
         let wishes = membership::start(config, names, group, member, shared.clone())
             .map_err(|error| unavailable("a member cannot start", &error))?;
-        let longest_commit = config.commit_timeout() + COMMIT_MARGIN;
-        Ok(Self { shared, wishes, readers, longest_commit, epoch: 0, assigned: Arc::default(), turn: 0 })
+        let longest_step = config.commit_timeout() + STEP_MARGIN;
+        Ok(Self { shared, wishes, readers, longest_step, epoch: 0, assigned: Arc::default(), turn: 0 })
     }
 
     /// Whether an assignment was polled that still holds, for whoever watches.
@@ -272,7 +281,7 @@ impl KafkaSubscription {
             self.assigned.store(true, Relaxed);
             return Ok(Some(Polled { assigned, ..Polled::default() }));
         }
-        if view.taken_over || self.shared.hangs(self.longest_commit) {
+        if view.taken_over || self.shared.hangs(self.longest_step) {
             return Ok(Some(Polled { taken_over: true, ..Polled::default() }));
         }
         if let Some(error) = &view.failed {
@@ -303,12 +312,14 @@ impl Subscription for KafkaSubscription {
         let (answer, answered) = oneshot::channel();
         let ended = |error: &dyn std::fmt::Display| unavailable("the member has ended", error);
         self.wishes.send(Wish::Commit { epoch: self.epoch, commit, answer }).map_err(|e| ended(&e))?;
-        // The thread keeps its own time, but a call of the client library may hang in it after an outage. Whoever subscribes
-        // anew leaves it behind, and fences it.
-        let Ok(answered) = tokio::time::timeout(self.longest_commit, answered).await else {
-            return Err(LogError::Unavailable(format!("a commit was not answered within {:?}", self.longest_commit)));
-        };
-        answered.map_err(|e| ended(&e))?
+        // A thread that goes on keeps its own time.
+        tokio::select! {
+            biased;
+            answered = answered => answered.map_err(|e| ended(&e))?,
+            () = self.shared.hung(self.longest_step) => {
+                Err(LogError::Unavailable(format!("a member's thread has hung for {:?}", self.longest_step)))
+            }
+        }
     }
 
     fn pause(&mut self, at: TopicPartition, paused: bool) {
@@ -319,5 +330,50 @@ impl Subscription for KafkaSubscription {
 
     async fn ends(&mut self, at: &[TopicPartition]) -> Result<Vec<u64>, LogError> {
         self.readers.ends(at.to_vec()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A member whose thread is the test.
+    fn member() -> (KafkaSubscription, Arc<Shared>, mpsc::Receiver<Wish>) {
+        let (config, shared) = (KafkaConfig::default(), Arc::<Shared>::default());
+        let readers = Arc::new(Readers::new(config.reader().unwrap(), Arc::new(Names::new("test"))));
+        let (wishes, wished) = mpsc::channel();
+        shared.sees();
+        let longest_step = config.commit_timeout() + STEP_MARGIN;
+        let assigned = Arc::default();
+        let member =
+            KafkaSubscription { shared: shared.clone(), wishes, readers, longest_step, epoch: 0, assigned, turn: 0 };
+        (member, shared, wished)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_whose_thread_hangs_is_told_so_by_commits_and_polls() {
+        let (mut member, _shared, _wished) = member();
+        assert!(!member.poll(1, Duration::ZERO).await.unwrap().taken_over);
+        let began = Instant::now();
+        assert!(matches!(member.commit(Commit::default()).await, Err(LogError::Unavailable(_))));
+        assert!(began.elapsed() < member.longest_step + Duration::from_secs(1), "{:?}", began.elapsed());
+        assert!(member.poll(1, Duration::ZERO).await.unwrap().taken_over);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_commit_is_waited_for_while_the_thread_goes_on() {
+        let (mut member, shared, wished) = member();
+        let longest_step = member.longest_step;
+        let thread = tokio::spawn(async move {
+            for _ in 0..3 {
+                tokio::time::sleep(longest_step - Duration::from_secs(1)).await;
+                shared.sees();
+            }
+            let Ok(Wish::Commit { answer, .. }) = wished.recv() else { panic!("a commit is wished for") };
+            answer.send(Ok(Committed::Fenced)).unwrap();
+        });
+        assert_eq!(member.commit(Commit::default()).await.unwrap(), Committed::Fenced);
+        assert!(!member.poll(1, Duration::ZERO).await.unwrap().taken_over);
+        thread.await.unwrap();
     }
 }

@@ -1,4 +1,7 @@
 //! A whole node in memory, on paused time, with one user and a mail provider that takes everything.
+//!
+//! The simulation of the node's tests begins alike and shares no more than what both call: it has faults, power cuts and no
+//! faces, and a crate for both would be in between the shipped one and its tests.
 
 use std::{
     sync::{

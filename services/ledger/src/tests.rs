@@ -9,7 +9,7 @@ use herald_core::{
     topic::{Lane, Topic},
 };
 use prost::Message;
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -146,8 +146,9 @@ async fn a_reader_that_must_join_anew_ends_and_says_why() {
         log.write(vec![batch(0, vec![manifest(&id(1), &["a"], true)], vec![]), request(0, 9)]);
         let of_requests = requests::run(Config::default(), deps(&log, &ledger), ALONE, CancellationToken::new());
         let of_receipts = receipts::run(Config::default(), deps(&log, &ledger), ALONE, CancellationToken::new());
-        for halted in [of_requests.await, of_receipts.await] {
-            let error = halted.unwrap_err();
+        let soon = std::time::Duration::from_secs(60);
+        for ended in [timeout(soon, of_requests).await, timeout(soon, of_receipts).await] {
+            let error = ended.expect("it ends").unwrap_err();
             match error.downcast_ref::<Halted>() {
                 Some(Halted::Fenced) => assert!(fenced),
                 Some(Halted::Unknown(LogError::Unavailable(_))) => assert!(!fenced),

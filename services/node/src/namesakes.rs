@@ -157,6 +157,7 @@ mod tests {
         shutdown.cancel();
         stopped.await.unwrap().unwrap();
         tokio::spawn(live("worker-0/other", fleet.clone()));
-        assert!(watch(PROCESS.into(), &*fleet, CancellationToken::new()).await.is_err());
+        let watched = watch(PROCESS.into(), &*fleet, CancellationToken::new());
+        assert!(tokio::time::timeout(10 * LOOK_EVERY, watched).await.expect("it is seen").is_err());
     }
 }

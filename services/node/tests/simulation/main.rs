@@ -1,8 +1,8 @@
 //! The whole node behind the gateway, simulated: on paused time, with seeded faults, power cuts and restarts.
 //!
 //! Each seed is a world of its own: tenants with people of the same names, notifications of every audience, a provider
-//! that misbehaves, stores that fail, and a node that is killed before and after commits. When all is over the books
-//! must hold, nothing may be lost or settled twice, and the same seed must give the same trace.
+//! that misbehaves, stores that fail, commits that are not answered, and a node that is killed before and after commits.
+//! When all is over the books must hold, nothing may be lost or settled twice, and the same seed must give the same trace.
 //!
 //! `HERALD_SIM_SEEDS=5000` runs more seeds; `HERALD_SIM_SEED=17` runs one and prints what it found.
 

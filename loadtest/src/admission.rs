@@ -62,7 +62,7 @@ pub async fn run(common: &Common, events: u64, report: &mut Report) -> anyhow::R
 async fn drained(herald: &Herald, events: u64) -> anyhow::Result<bool> {
     let deadline = Instant::now() + std::time::Duration::from_secs(60);
     loop {
-        let pages = herald.metrics().await?.sum("herald_expansion_pages_total");
+        let pages = herald.count("herald_expansion_pages_total").await?;
         if pages == 0 || pages >= events {
             return Ok(pages > 0);
         }

@@ -11,7 +11,6 @@ use crate::{
     proof::prove,
     report::Report,
     sender::{End, Sent, drain, send},
-    servers::Servers,
     sink::Sink,
     sockets::Sockets,
     world::{Fanout, Plan, World},
@@ -120,8 +119,8 @@ pub async fn measure(common: &Common, load: &Load, kind: Kind, report: &mut Repo
         let cost_us = run.cpu.total.as_secs_f64() * 1e6 / run.instances as f64;
         report.add(&name, "us/instance", cost_us);
         report.add(format!("{name}, kernel"), "us/instance", run.cpu.kernel.as_secs_f64() * 1e6 / run.instances as f64);
-        for (server, cpu) in &run.servers {
-            report.add(format!("{name}, {server}"), "us/instance", cpu.as_secs_f64() * 1e6 / run.instances as f64);
+        for (part, cpu) in &run.parts {
+            report.add(format!("{name}, {part}"), "us/instance", cpu.as_secs_f64() * 1e6 / run.instances as f64);
         }
         report.add(format!("{name}, rate"), "instances/s", run.instances as f64 / run.elapsed.as_secs_f64());
         costs.push(cost_us);
@@ -135,8 +134,8 @@ pub async fn measure(common: &Common, load: &Load, kind: Kind, report: &mut Repo
 /// What one run took.
 struct Run {
     cpu: Cpu,
-    /// CPU time of each server that it ran on.
-    servers: Vec<(String, Duration)>,
+    /// CPU time of each process and of each server.
+    parts: Vec<(String, Duration)>,
     elapsed: Duration,
     instances: u64,
 }
@@ -151,7 +150,9 @@ async fn one(common: &Common, load: &Load, kind: Kind, end: End) -> anyhow::Resu
     let herald = Herald::start(&common.binary, &[&email, ledger]).await?;
     let channel = if kind == Kind::Live { "in_app" } else { "email" };
     let (tenants, users, fanout, seed) = (common.tenants, load.users, load.fanout, common.seed);
+    let begun = Instant::now();
     let world = World::create(&herald, Plan { tenants, users, fanout, channel, seed }).await?;
+    eprintln!("set up in {:.1} s", begun.elapsed().as_secs_f64());
     let target = match kind {
         Kind::Null => Target::Nowhere,
         Kind::Mail => Target::Mail(sink),
@@ -164,20 +165,19 @@ async fn one(common: &Common, load: &Load, kind: Kind, end: End) -> anyhow::Resu
     settle(&herald, &target, end, warm).await?;
 
     eprintln!("pid {}: {count} notifications", herald.pid());
-    let servers = || herald.servers.as_ref().map_or(Ok(Vec::new()), Servers::cpu);
-    let (began, cpu, of_servers) = (Instant::now(), herald.cpu()?, servers()?);
+    let (began, cpu, of_parts) = (Instant::now(), herald.cpu()?, herald.cpu_of_parts()?);
     let sent = send(&herald, &world, end, warm, count, common.window).await?;
     settle(&herald, &target, end, sent).await?;
-    let (elapsed, after, servers_after) = (began.elapsed(), herald.cpu()?, servers()?);
-    let servers = servers_after.into_iter().zip(of_servers);
-    let servers = servers.map(|((name, after), (_, before))| (name, after.total - before.total)).collect();
+    let (elapsed, after, parts_after) = (began.elapsed(), herald.cpu()?, herald.cpu_of_parts()?);
+    let parts = parts_after.into_iter().zip(of_parts);
+    let parts = parts.map(|((name, after), (_, before))| (name, after.total - before.total)).collect();
 
     if end == End::Booked {
         prove(&world, sent).await?;
     }
     herald.stop().await?;
     let cpu = Cpu { total: after.total - cpu.total, kernel: after.kernel - cpu.kernel };
-    Ok(Run { cpu, servers, elapsed, instances: sent.instances - warm.instances })
+    Ok(Run { cpu, parts, elapsed, instances: sent.instances - warm.instances })
 }
 
 /// Waits until everything has ended, and has arrived exactly once.

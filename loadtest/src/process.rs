@@ -37,13 +37,16 @@ pub struct Binary {
     /// Runs on the servers that `deploy/local/servers up` has started and `target/servers/env` names.
     #[arg(long, global = true)]
     pub servers: bool,
+    /// With --servers: runs the gateway with the control plane, the orchestrator, the worker and the ledger as four processes.
+    #[arg(long, global = true, requires = "servers")]
+    pub processes: bool,
     /// Sets a value of Herald's configuration, such as --set worker.commit_interval_ms=10.
     #[arg(long, global = true, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
 
 /// CPU time of a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cpu {
     /// In user space and in the kernel.
     pub total: Duration,
@@ -51,38 +54,122 @@ pub struct Cpu {
     pub kernel: Duration,
 }
 
-/// A running `herald dev`; killed when dropped.
+impl std::iter::Sum for Cpu {
+    fn sum<I: Iterator<Item = Self>>(each: I) -> Self {
+        each.fold(Self::default(), |sum, cpu| Self { total: sum.total + cpu.total, kernel: sum.kernel + cpu.kernel })
+    }
+}
+
+/// A running Herald: `herald dev`, or a process of each role; killed when dropped.
 pub struct Herald {
     /// Where HTTP and gRPC are served.
     pub address: SocketAddr,
-    /// The servers that it runs on, unless its storage is embedded.
-    pub servers: Option<Servers>,
-    child: Child,
-    data: TempDir,
+    servers: Option<Servers>,
+    processes: Vec<Process>,
+    _data: TempDir,
 }
 
+/// One process.
+struct Process {
+    name: &'static str,
+    address: SocketAddr,
+    child: Child,
+    log: PathBuf,
+}
+
+/// What of Herald a process is, and how it is started.
+const WHOLE: [(&str, &[&str]); 1] = [("herald", &["dev"])];
+const PARTS: [(&str, &[&str]); 4] = [
+    ("gateway", &["dev", "--set", "roles=[\"gateway\", \"control-plane\"]"]),
+    ("orchestrator", &["run", "--no-config", "--roles", "orchestrator", "--instance", "orchestrator-0"]),
+    ("worker", &["run", "--no-config", "--roles", "worker", "--instance", "worker-0"]),
+    ("ledger", &["run", "--no-config", "--roles", "ledger", "--instance", "ledger-0"]),
+];
+
 impl Herald {
-    /// Starts the binary on a fresh data directory and waits until it is ready.
+    /// Starts the binary on a fresh data directory, or a fresh part of the servers, and waits until it is ready.
     pub async fn start(binary: &Binary, settings: &[&str]) -> anyhow::Result<Self> {
         let parent = binary.data.clone().unwrap_or_else(std::env::temp_dir);
         let data = tempfile::Builder::new().prefix("herald-loadtest-").tempdir_in(parent)?;
-        let address = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
-        let log = File::create(data.path().join("log"))?;
-        let mut command = Command::new(&binary.herald);
-        command.arg("dev").arg("--data").arg(data.path().join("data")).arg("--listen").arg(address.to_string());
         let servers = binary.servers.then(Servers::fresh).transpose()?;
         let shared = servers.as_ref().map_or(&[][..], Servers::settings);
-        for setting in shared.iter().chain(&binary.set).map(String::as_str).chain(settings.iter().copied()) {
-            command.arg("--set").arg(setting);
-        }
         if !shared.is_empty() {
             migrate(&binary.herald, shared)?;
         }
+        let set: Vec<&str> =
+            shared.iter().chain(&binary.set).map(String::as_str).chain(settings.iter().copied()).collect();
+        let parts = if binary.processes { &PARTS[..] } else { &WHOLE };
+        let mut processes = Vec::new();
+        for (name, arguments) in parts {
+            processes.push(Process::start(name, arguments, &binary.herald, data.path(), &set).await?);
+        }
+        for process in &mut processes {
+            process.wait_until_ready().await?;
+        }
+        Ok(Self { address: processes[0].address, servers, processes, _data: data })
+    }
+
+    /// The id of the process, or of the gateway's.
+    pub fn pid(&self) -> u32 {
+        self.processes[0].child.id()
+    }
+
+    /// CPU time since the start, of all threads of all processes.
+    pub fn cpu(&self) -> anyhow::Result<Cpu> {
+        let each = self.processes.iter().map(|process| cpu_of(process.child.id()));
+        each.sum()
+    }
+
+    /// CPU time of each of its processes, if there are several, and of each server that it runs on.
+    pub fn cpu_of_parts(&self) -> anyhow::Result<Vec<(String, Cpu)>> {
+        let parts = self.processes.iter().filter(|_| self.processes.len() > 1);
+        let parts = parts.map(|process| Ok((process.name.to_owned(), cpu_of(process.child.id())?)));
+        let mut parts = parts.collect::<anyhow::Result<Vec<_>>>()?;
+        if let Some(servers) = &self.servers {
+            parts.extend(servers.cpu()?);
+        }
+        Ok(parts)
+    }
+
+    /// The sum of a counter over all its labels and all processes; 0 if there is none.
+    pub async fn count(&self, counter: &str) -> anyhow::Result<u64> {
+        let mut sum = 0;
+        for process in &self.processes {
+            sum += sum_of(&process.get("/metrics").await?, counter);
+        }
+        Ok(sum)
+    }
+
+    /// Stops it in order.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        for process in &mut self.processes {
+            process.stop().await?;
+        }
+        Ok(())
+    }
+}
+
+impl Process {
+    async fn start(
+        name: &'static str,
+        arguments: &[&str],
+        herald: &Path,
+        data: &Path,
+        set: &[&str],
+    ) -> anyhow::Result<Self> {
+        let address = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
+        let path = data.join(format!("{name}.log"));
+        let log = File::create(&path)?;
+        let mut command = Command::new(herald);
+        command.args(arguments).arg("--listen").arg(address.to_string());
+        if arguments[0] == "dev" {
+            command.arg("--data").arg(data.join("data"));
+        }
+        command.args(set.iter().flat_map(|setting| ["--set", setting]));
         command.stdout(Stdio::from(log.try_clone()?)).stderr(Stdio::from(log));
-        let child = command.spawn().with_context(|| format!("{} cannot be started", binary.herald.display()))?;
-        let mut herald = Self { address, servers, child, data };
-        herald.wait_until_ready().await?;
-        Ok(herald)
+        let child = command.spawn().with_context(|| format!("{} cannot be started", herald.display()))?;
+        eprintln!("{name} runs as process {}", child.id());
+        Ok(Self { name, address, child, log: path })
     }
 
     async fn wait_until_ready(&mut self) -> anyhow::Result<()> {
@@ -90,27 +177,12 @@ impl Herald {
         while self.get("/readyz").await.is_err() {
             let ended = self.child.try_wait()?;
             if ended.is_some() || Instant::now() > deadline {
-                let log = std::fs::read_to_string(self.data.path().join("log")).unwrap_or_default();
-                anyhow::bail!("herald did not become ready ({ended:?}):\n{log}");
+                let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+                anyhow::bail!("{} did not become ready ({ended:?}):\n{log}", self.name);
             }
             sleep(Duration::from_millis(20)).await;
         }
         Ok(())
-    }
-
-    /// The process's id.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// CPU time since the start, of all threads.
-    pub fn cpu(&self) -> anyhow::Result<Cpu> {
-        cpu_of(self.child.id())
-    }
-
-    /// What `/metrics` shows.
-    pub async fn metrics(&self) -> anyhow::Result<Metrics> {
-        Ok(Metrics(self.get("/metrics").await?))
     }
 
     /// The body of a 200 answer.
@@ -124,19 +196,18 @@ impl Herald {
         Ok(answer)
     }
 
-    /// Stops it in order.
-    pub async fn stop(mut self) -> anyhow::Result<()> {
+    async fn stop(&mut self) -> anyhow::Result<()> {
         Command::new("kill").arg(self.child.id().to_string()).status()?;
         let deadline = Instant::now() + PATIENCE;
         while self.child.try_wait()?.is_none() {
-            anyhow::ensure!(Instant::now() < deadline, "herald did not stop");
+            anyhow::ensure!(Instant::now() < deadline, "the {} did not stop", self.name);
             sleep(Duration::from_millis(20)).await;
         }
         Ok(())
     }
 }
 
-impl Drop for Herald {
+impl Drop for Process {
     fn drop(&mut self) {
         // Both fail only where the process has ended, which is what is wanted.
         let _ = self.child.kill();
@@ -166,19 +237,14 @@ fn cpu_of_stat(stat: &str) -> Option<Cpu> {
     Some(Cpu { total: user + kernel, kernel })
 }
 
-/// A page of metrics in the OpenMetrics text format.
-pub struct Metrics(String);
-
-impl Metrics {
-    /// The sum of a counter over all its labels; 0 if there is none.
-    pub fn sum(&self, name: &str) -> u64 {
-        let samples = self.0.lines().filter_map(|line| {
-            let rest = line.strip_prefix(name)?;
-            let is_this = rest.starts_with(' ') || rest.starts_with('{');
-            is_this.then(|| rest.rsplit(' ').next()?.parse::<u64>().ok()).flatten()
-        });
-        samples.sum()
-    }
+/// The sum of a counter over all its labels, on a page of metrics in the OpenMetrics text format.
+fn sum_of(page: &str, counter: &str) -> u64 {
+    let samples = page.lines().filter_map(|line| {
+        let rest = line.strip_prefix(counter)?;
+        let is_this = rest.starts_with(' ') || rest.starts_with('{');
+        is_this.then(|| rest.rsplit(' ').next()?.parse::<u64>().ok()).flatten()
+    });
+    samples.sum()
 }
 
 #[cfg(test)]
@@ -193,7 +259,7 @@ mod tests {
 
     #[test]
     fn counters_are_summed_over_labels() {
-        let metrics = Metrics("# TYPE a counter\na_total{x=\"1\"} 2\na_total{x=\"2\"} 3\na_total_b 9\nb 1\n".into());
-        assert_eq!((metrics.sum("a_total"), metrics.sum("b"), metrics.sum("c")), (5, 1, 0));
+        let page = "# TYPE a counter\na_total{x=\"1\"} 2\na_total{x=\"2\"} 3\na_total_b 9\nb 1\n";
+        assert_eq!((sum_of(page, "a_total"), sum_of(page, "b"), sum_of(page, "c")), (5, 1, 0));
     }
 }

@@ -13,6 +13,7 @@ mod config;
 mod context;
 mod membership;
 mod names;
+mod producing;
 mod reading;
 mod record;
 mod subscription;
@@ -40,15 +41,21 @@ use parking_lot::Mutex;
 use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
-    producer::{FutureProducer, FutureRecord},
     topic_partition_list::Offset,
 };
+use tokio::sync::oneshot;
 
 pub use self::{
     config::{BadKafkaConfig, KafkaConfig, SecurityProtocol},
     topics::OpenError,
 };
-use self::{context::Plain, names::Names, reading::Readers, subscription::KafkaSubscription};
+use self::{
+    context::Plain,
+    names::Names,
+    producing::{Appended, Producing},
+    reading::Readers,
+    subscription::KafkaSubscription,
+};
 
 /// How often somebody who waits for a record looks for it.
 const LOOK: Duration = Duration::from_millis(50);
@@ -66,7 +73,7 @@ struct Shared {
     identity: Identity,
     names: Arc<Names>,
     readers: Arc<Readers>,
-    appender: FutureProducer,
+    appender: Producing<Appended>,
     /// One client a group, to ask for its positions.
     groups: Mutex<HashMap<Group, Arc<BaseConsumer<Plain>>>>,
     /// Which members of this process have been told their partitions.
@@ -81,8 +88,8 @@ impl KafkaLog {
     pub async fn open(config: KafkaConfig, region: &str, layout: Option<Layout>) -> Result<Self, OpenError> {
         let names = Arc::new(Names::new(&config.prefix));
         let readers = Arc::new(Readers::new(config.reader()?, names.clone()));
-        let appender = config.appender()?.create();
-        let appender = appender.map_err(|source| OpenError::Cluster { what: "make a client".to_owned(), source })?;
+        let appender = Producing::new(&config.appender()?, Appended)
+            .map_err(|error| OpenError::Refused(format!("a client cannot be made: {error}")))?;
         let (asked, its_names, region) = (config.clone(), names.clone(), region.to_owned());
         let opened = tokio::task::spawn_blocking(move || topics::open(&asked, &its_names, &region, layout));
         let identity = opened.await.map_err(|error| OpenError::Refused(format!("opening ended early: {error}")))??;
@@ -142,17 +149,11 @@ impl Log for KafkaLog {
     async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<u64>, LogError> {
         let mut sent = Vec::with_capacity(records.len());
         for record in &records {
-            let mut message = FutureRecord {
-                topic: self.shared.names.topic(record.at.topic),
-                partition: Some(record.at.partition as i32),
-                payload: Some(record.body.as_ref()),
-                key: Some(record.key.as_ref()),
-                timestamp: Some(i64::try_from(record.timestamp_ms).unwrap_or(i64::MAX)),
-                headers: Some(record::headers(record)),
-            };
+            let (waiting, delivered) = oneshot::channel();
+            let mut message = record::message(record, self.shared.names.topic(record.at.topic), Box::new(waiting));
             loop {
-                match self.shared.appender.send_result(message) {
-                    Ok(delivery) => break sent.push(delivery),
+                match self.shared.appender.send(message) {
+                    Ok(()) => break sent.push(delivered),
                     Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
                         message = back;
                         tokio::time::sleep(ROOM).await;
@@ -162,11 +163,10 @@ impl Log for KafkaLog {
             }
         }
         let mut offsets = Vec::with_capacity(sent.len());
-        for (delivery, record) in sent.into_iter().zip(&records) {
+        for (delivered, record) in sent.into_iter().zip(&records) {
             let failed =
                 |error: &dyn std::fmt::Display| unavailable(&format!("{} was not appended to", record.at), error);
-            let delivered = delivery.await.map_err(|e| failed(&e))?.map_err(|(error, _)| failed(&error))?;
-            offsets.push(delivered.offset as u64);
+            offsets.push(delivered.await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?);
         }
         Ok(offsets)
     }

@@ -1,4 +1,4 @@
-//! The configuration: commented defaults, then a file, then the environment, then flags.
+//! The configuration: commented defaults, those of shared servers, then a file, then the environment, then flags.
 
 use std::{net::SocketAddr, path::Path};
 
@@ -16,6 +16,9 @@ use crate::{
 
 /// The defaults, with what each setting means.
 pub const DEFAULTS: &str = include_str!("config.default.toml");
+
+/// What is different by default where servers are shared.
+const SHARED_DEFAULTS: &str = include_str!("config.shared.toml");
 
 const ENVIRONMENT_PREFIX: &str = "HERALD_";
 
@@ -179,10 +182,15 @@ impl Config {
         environment: impl IntoIterator<Item = (String, String)>,
         flags: Table,
     ) -> anyhow::Result<Self> {
-        let mut table: Table = DEFAULTS.parse().context("the built-in defaults are broken")?;
-        for layer in [file, environment_layer(environment), flags] {
-            merge(&mut table, layer);
+        let mut given = file;
+        for layer in [environment_layer(environment), flags] {
+            merge(&mut given, layer);
         }
+        let mut table: Table = DEFAULTS.parse().context("the built-in defaults are broken")?;
+        if given.get("log").is_some_and(|log| log.as_str() != Some("")) {
+            merge(&mut table, SHARED_DEFAULTS.parse().context("the built-in defaults are broken")?);
+        }
+        merge(&mut table, given);
         let mut config: Self = table.try_into().map_err(|error| {
             let error: toml::de::Error = error;
             anyhow::anyhow!("the configuration is not valid: {}", error.message())
@@ -227,8 +235,8 @@ impl Config {
         if self.tls.certificate_file.is_empty() != self.tls.key_file.is_empty() {
             faults.push("tls.certificate_file and tls.key_file must both be set, or none".to_owned());
         }
-        if self.worker.in_doubt_instances == 0 {
-            faults.push("worker.in_doubt_instances must be at least 1".to_owned());
+        if self.worker.in_doubt_instances == 0 || self.worker.unanswered_instances == 0 {
+            faults.push("worker.in_doubt_instances and worker.unanswered_instances must be at least 1".to_owned());
         }
         let dkim = [&self.email.dkim_key_file, &self.email.dkim_domain, &self.email.dkim_selector];
         if dkim.iter().any(|part| part.is_empty()) && !dkim.iter().all(|part| part.is_empty()) {
@@ -396,6 +404,17 @@ mod tests {
             (config.region.as_str(), config.worker.max_attempts, config.worker.commit_interval_ms),
             ("us", 9, 7)
         );
+    }
+
+    #[test]
+    fn shared_servers_have_defaults_of_their_own() {
+        let shared = "log = \"kafka://a/b\"\nstore = \"cql://a/b\"\ncache = \"redis://a\"\n";
+        let of = |config: Config| (config.worker.in_doubt_instances, config.ledger.flush_interval_ms);
+        assert_eq!(of(load("", &[]).unwrap()), (1_024, 20));
+        assert_eq!(of(load("log = \"\"", &[]).unwrap()), (1_024, 20));
+        assert_eq!(of(load(shared, &[]).unwrap()), (4_096, 250));
+        let set = format!("{shared}[ledger]\nflush_interval_ms = 7");
+        assert_eq!(of(load(&set, &[("HERALD_WORKER__IN_DOUBT_INSTANCES", "9")]).unwrap()), (9, 7));
     }
 
     #[test]

@@ -73,6 +73,8 @@ pub struct Config {
     pub window_instances: u64,
     /// Instances handed to providers whose outcome is not durably committed: what may be sent twice after a crash.
     pub in_doubt_instances: u64,
+    /// Of these, instances that their providers have not answered yet: what a newcomer waits for.
+    pub unanswered_instances: u64,
     /// Time between commits while there is something to commit.
     pub commit_interval_ms: u64,
     /// People kept in memory.
@@ -99,6 +101,7 @@ impl Default for Config {
             poll_records: 512,
             window_instances: 16_384,
             in_doubt_instances: 1_024,
+            unanswered_instances: 1_024,
             commit_interval_ms: 5,
             cached_people: 200_000,
             cached_people_max_age_ms: 600_000,

@@ -143,6 +143,7 @@ impl Worker {
             bury_users(head, &users, &end, place, now_ms, &mut shard.outputs);
         }
         shard.answered.add(batch.channel, finished.len() as u64);
+        self.in_doubt.answered(batch.channel, finished.len() as u64);
         shard.finish(*topic, *offset, finished);
         if refusal.is_some() {
             batch.sections[section].refusal = refusal;

@@ -117,7 +117,7 @@ impl Worker {
             renderers: Renderers::new(),
             links: None,
             freshness: Arc::new(Freshness::new()),
-            in_doubt: InDoubt::new(config.in_doubt_instances, kinds_of(&ways)),
+            in_doubt: InDoubt::new(config.in_doubt_instances, config.unanswered_instances, kinds_of(&ways)),
             providers,
             ways,
             pacing: Pacing::new(deps.budgets.clone(), member.count),

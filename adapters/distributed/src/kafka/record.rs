@@ -20,6 +20,7 @@ use rdkafka::{
     message::{BorrowedMessage, Header, Headers, OwnedHeaders},
     producer::BaseRecord,
     topic_partition_list::{Offset, TopicPartitionListElem},
+    util::IntoOpaque,
 };
 
 use super::{names::Names, unavailable};
@@ -31,7 +32,7 @@ const TRACE_PARENT: &str = "traceparent";
 const VERSION: &str = "1";
 
 /// The headers of a record.
-pub(super) fn headers(record: &NewRecord) -> OwnedHeaders {
+fn headers(record: &NewRecord) -> OwnedHeaders {
     let envelope = record.envelope.encode_to_vec();
     let headers = OwnedHeaders::new().insert(Header { key: ENVELOPE, value: Some(&envelope) });
     match record.envelope.trace_parent.as_str() {
@@ -40,9 +41,13 @@ pub(super) fn headers(record: &NewRecord) -> OwnedHeaders {
     }
 }
 
-/// A message to be sent.
-pub(super) fn message<'a>(record: &'a NewRecord, topic: &'a str) -> BaseRecord<'a, [u8], [u8]> {
-    BaseRecord::to(topic)
+/// A message to be sent, with what is told of its delivery.
+pub(super) fn message<'a, D: IntoOpaque>(
+    record: &'a NewRecord,
+    topic: &'a str,
+    told: D,
+) -> BaseRecord<'a, [u8], [u8], D> {
+    BaseRecord::with_opaque_to(topic, told)
         .partition(record.at.partition as i32)
         .key(record.key.as_ref())
         .payload(record.body.as_ref())

@@ -19,13 +19,14 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::DeliveryResult,
-    producer::{Producer, ProducerContext, ThreadedProducer},
+    producer::{Producer, ProducerContext},
     topic_partition_list::Offset,
 };
 
 use super::{
     context::{Membership, Plain},
     names::Names,
+    producing::{NoProducer, Producing},
     record, unavailable,
 };
 
@@ -57,7 +58,7 @@ enum Failure {
 
 /// A member's transactional producer.
 pub(super) struct Transactions {
-    producer: ThreadedProducer<Deliveries>,
+    producer: Producing<Deliveries>,
     names: Arc<Names>,
 }
 
@@ -90,9 +91,9 @@ impl ProducerContext for Deliveries {
 
 impl Transactions {
     /// Makes the producer, for the calling thread.
-    pub fn new(config: &ClientConfig, names: Arc<Names>) -> KafkaResult<Self> {
+    pub fn new(config: &ClientConfig, names: Arc<Names>) -> Result<Self, NoProducer> {
         let deliveries = Deliveries { under_way: Arc::default(), member: thread::current() };
-        Ok(Self { producer: config.create_with_context(deliveries)?, names })
+        Ok(Self { producer: Producing::new(config, deliveries)?, names })
     }
 
     /// Ends what a predecessor left open; from now on it is fenced.
@@ -179,7 +180,7 @@ impl Transactions {
 
     fn send(&self, output: &NewRecord, deadline: Instant) -> Result<(), Failure> {
         let under_way = &self.producer.context().under_way;
-        let mut message = record::message(output, self.names.topic(output.at.topic));
+        let mut message = record::message(output, self.names.topic(output.at.topic), ());
         loop {
             under_way.fetch_add(1, SeqCst);
             let Err((error, back)) = self.producer.send(message) else { return Ok(()) };

@@ -45,6 +45,10 @@ impl<L: Log> Log for FaultyLog<L> {
         self.inner.subscribe(group, member).await
     }
 
+    fn is_assigned(&self, group: Group, ordinal: u32) -> bool {
+        self.inner.is_assigned(group, ordinal)
+    }
+
     async fn read(&self, at: TopicPartition, from: u64, max: usize) -> Result<(Vec<Record>, u64), LogError> {
         self.inner.read(at, from, max).await
     }

@@ -209,6 +209,7 @@ impl Simulation {
         let provider = if last { self.provider.in_manner(Manner::Healed) } else { self.provider.clone() };
         let mut config = Config::default();
         config.worker.in_doubt_instances = IN_DOUBT;
+        config.worker.unanswered_instances = IN_DOUBT / 2;
         config.worker.send_deadline_ms = 2_000;
         config.worker.retry_cap_ms = 10_000;
         if self.scenario.kind != ScenarioKind::Orderly && self.chance.one_in(4) {

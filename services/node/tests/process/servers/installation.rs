@@ -12,6 +12,7 @@ use std::{
 use crate::{
     commands::herald_at,
     http::{self, Answer},
+    kill::IN_DOUBT,
     support::{Client, PATIENCE, client_of},
 };
 
@@ -48,6 +49,8 @@ impl Installation {
             "kafka.min_insync_replicas=1".into(),
             // What hangs after an outage is left behind within a test's patience.
             "kafka.commit_timeout_ms=10000".into(),
+            // Less may be sent twice than by default, so that it is told apart from what must not be.
+            format!("worker.in_doubt_instances={IN_DOUBT}"),
             "cql.replication={'class': 'SimpleStrategy', 'replication_factor': 1}".into(),
             format!("layout.shards={SHARDS}"),
             "layout.requests_partitions=2".into(),

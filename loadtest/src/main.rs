@@ -15,6 +15,8 @@ mod sender;
 mod servers;
 mod sink;
 mod sockets;
+mod steering;
+mod watch;
 mod world;
 
 use std::process::ExitCode;
@@ -94,6 +96,8 @@ enum Command {
     Isolation(isolation::Load),
     /// Peak memory while one notification goes to everyone.
     Memory(memory::Load),
+    /// How soon a switch and a cancel stop a notification to everyone, seen from a mail server that is fast or slow.
+    Steering(steering::Load),
 }
 
 #[tokio::main]
@@ -127,6 +131,7 @@ async fn run(command: Command, common: &Common) -> anyhow::Result<Report> {
             Command::Fairness(load) => fairness::run(common, load, &mut report).await?,
             Command::Isolation(load) => isolation::run(common, load, &mut report).await?,
             Command::Memory(load) => memory::run(common, load, &mut report).await?,
+            Command::Steering(load) => steering::run(common, load, &mut report).await?,
         }
     }
     Ok(report)

@@ -17,8 +17,8 @@ use crate::{
     report::Report,
 };
 
-/// A key of `herald dev`.
-const DEV_KEY: &str = "hk_dev_demo";
+/// The tenant's key of `herald dev`.
+pub const DEV_KEY: &str = "hk_dev_demo";
 
 /// How long the notification may take.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -38,7 +38,8 @@ pub struct Load {
 pub async fn run(common: &Common, load: &Load, report: &mut Report) -> anyhow::Result<()> {
     let herald = Herald::start(&common.binary, &["email.url=null:"]).await?;
     let api = Api::new(connect(herald.address).await?, DEV_KEY)?;
-    set_up(&api, load.recipients).await?;
+    put_template(&api).await?;
+    register(&api, load.recipients).await?;
     // Writing 5 sets the high-water mark to the present (proc(5)).
     std::fs::write(format!("/proc/{}/clear_refs", herald.pid()), "5").context("the high-water mark stays")?;
     let before = memory_mib(&herald, "VmRSS:")?;
@@ -67,11 +68,16 @@ pub async fn run(common: &Common, load: &Load, report: &mut Report) -> anyhow::R
     herald.stop().await
 }
 
-async fn set_up(api: &Api, recipients: u64) -> anyhow::Result<()> {
+async fn put_template(api: &Api) -> anyhow::Result<()> {
     let in_app = InAppTemplate { title: Some("News".into()), body: Some("For everyone.".into()) };
     let channels = TemplateChannels { in_app: Some(in_app), ..Default::default() };
     let template = PutTemplateRequest { template_id: "note".into(), channels: Some(channels), ..Default::default() };
     api.templates().put_template(template).await?;
+    Ok(())
+}
+
+/// Registers `user-0` and so on, each with an address for mail.
+pub async fn register(api: &Api, recipients: u64) -> anyhow::Result<()> {
     for first in (0..recipients).step_by(USERS_A_CALL as usize) {
         let person = |number: u64| PutUserRequest {
             user_id: format!("user-{number}"),

@@ -2,22 +2,23 @@
 //! another mood.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use hdrhistogram::Histogram;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    time::sleep_until,
 };
 
-use crate::report::times_us;
+use crate::{report::times_us, watch::Watch};
 
 const READ_BYTES: usize = 256 << 10;
 const HELLO: &str = "250-sink\r\n250-PIPELINING\r\n250-CHUNKING\r\n250-8BITMIME\r\n250 ENHANCEDSTATUSCODES\r\n";
@@ -34,10 +35,15 @@ pub enum Mood {
     Refuses,
     /// It asks to come back later with three mails of ten.
     Throttles,
+    /// It takes everything, and answers each mail [`ANSWERS_AFTER`] it came.
+    Slow,
 }
 
+/// How long a slow server lets its answers wait; it reads on meanwhile.
+const ANSWERS_AFTER: Duration = Duration::from_millis(200);
+
 impl Mood {
-    const ALL: [Self; 4] = [Self::Takes, Self::Hangs, Self::Refuses, Self::Throttles];
+    const ALL: [Self; 5] = [Self::Takes, Self::Hangs, Self::Refuses, Self::Throttles, Self::Slow];
 }
 
 /// A running sink; it ends with the process.
@@ -52,6 +58,7 @@ struct Counts {
     attempts: AtomicU64,
     mails: AtomicU64,
     latencies: Latencies,
+    watch: Option<Arc<Watch>>,
 }
 
 /// Times from when notifications were due, as [`due_text`] says, to now.
@@ -91,6 +98,15 @@ impl Latencies {
 impl Sink {
     /// Listens on loopback. Times in subjects count from `began`.
     pub async fn start(began: Instant) -> anyhow::Result<Self> {
+        Self::listen(began, None).await
+    }
+
+    /// Listens on loopback and notes for whom each mail is, which costs the sink more.
+    pub async fn start_watched(watch: Arc<Watch>) -> anyhow::Result<Self> {
+        Self::listen(Instant::now(), Some(watch)).await
+    }
+
+    async fn listen(began: Instant, watch: Option<Arc<Watch>>) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let counts = Arc::new(Counts {
@@ -98,6 +114,7 @@ impl Sink {
             attempts: AtomicU64::new(0),
             mails: AtomicU64::new(0),
             latencies: Latencies::new(began),
+            watch,
         });
         let shared = counts.clone();
         tokio::spawn(async move {
@@ -155,9 +172,27 @@ impl Counts {
             _ => {}
         }
         self.mails.fetch_add(1, Relaxed);
-        self.latencies.note(&String::from_utf8_lossy(&mail[..mail.len().min(4_096)]), now);
+        let text = String::from_utf8_lossy(&mail[..mail.len().min(4_096)]);
+        self.latencies.note(&text, now);
+        if let Some(watch) = &self.watch {
+            watch.came(&text, now);
+        }
         None
     }
+
+    /// Notes that mails were answered.
+    fn answered(&self, mails: u64) {
+        if let (Some(watch), 1..) = (&self.watch, mails) {
+            watch.answered(mails, Instant::now());
+        }
+    }
+}
+
+/// Answers that are written later, and to how many mails.
+struct Late {
+    due: Instant,
+    answers: Vec<u8>,
+    mails: u64,
 }
 
 async fn serve(mut socket: TcpStream, counts: Arc<Counts>) -> std::io::Result<()> {
@@ -168,9 +203,24 @@ async fn serve(mut socket: TcpStream, counts: Arc<Counts>) -> std::io::Result<()
     socket.write_all(b"220 sink\r\n").await?;
     let (mut input, mut output) = (Vec::with_capacity(READ_BYTES), Vec::new());
     let (mut in_data, mut silent) = (false, false);
-    while socket.read_buf(&mut input).await? > 0 {
-        let (now, mut used) = (Instant::now(), 0);
+    let mut late: VecDeque<Late> = VecDeque::new();
+    loop {
+        let due = late.front().map(|late| late.due);
+        tokio::select! {
+            read = socket.read_buf(&mut input) => if read? == 0 {
+                return Ok(());
+            },
+            () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
+                if let Some(Late { answers, mails, .. }) = late.pop_front() {
+                    socket.write_all(&answers).await?;
+                    counts.answered(mails);
+                }
+                continue;
+            }
+        }
+        let (now, mut used, mut mails) = (Instant::now(), 0, 0);
         while let Some(step) = step(&input[used..], in_data) {
+            mails += u64::from(step.mail.is_some());
             let refused = step.mail.and_then(|mail| counts.take(mail, now));
             silent |= refused == Some("");
             output.extend_from_slice(refused.unwrap_or(step.answer).as_bytes());
@@ -178,15 +228,22 @@ async fn serve(mut socket: TcpStream, counts: Arc<Counts>) -> std::io::Result<()
             in_data = step.in_data;
         }
         input.drain(..used);
-        if counts.mood() == Mood::Refuses {
+        let mood = counts.mood();
+        if mood == Mood::Refuses {
             return Ok(());
         }
-        if !silent {
+        let is_slow = mood == Mood::Slow && mails > 0;
+        if silent {
+            output.clear();
+        } else if is_slow || !late.is_empty() {
+            let due = if is_slow { now + ANSWERS_AFTER } else { now };
+            late.push_back(Late { due, answers: std::mem::take(&mut output), mails });
+        } else {
             socket.write_all(&output).await?;
+            counts.answered(mails);
+            output.clear();
         }
-        output.clear();
     }
-    Ok(())
 }
 
 /// What one command, or the text of one mail, leads to.

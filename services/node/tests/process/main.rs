@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is to do")]
 
 mod backup;
+mod certificates;
 mod clients;
 mod collector;
 mod commands;

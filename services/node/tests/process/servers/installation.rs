@@ -39,14 +39,23 @@ fn server(variable: &str) -> String {
 impl Installation {
     /// An empty one, with its schema and topics.
     pub fn new() -> Self {
+        Self::on(&server("HERALD_TEST_KAFKA"), 1)
+    }
+
+    /// An empty one on three brokers, of which one may be away.
+    pub fn on_three_brokers() -> Self {
+        Self::on(&server("HERALD_TEST_KAFKA3"), 3)
+    }
+
+    fn on(brokers: &str, replicas: u32) -> Self {
         let name = format!("t{}", uuid::Uuid::now_v7().simple());
         let settings = vec![
-            format!("log=kafka://{}/{name}", server("HERALD_TEST_KAFKA")),
+            format!("log=kafka://{brokers}/{name}"),
             format!("store=cql://{}/{name}", server("HERALD_TEST_CQL")),
             format!("cache=redis://{}", server("HERALD_TEST_REDIS")),
             format!("redis.prefix={name}"),
-            "kafka.replication_factor=1".into(),
-            "kafka.min_insync_replicas=1".into(),
+            format!("kafka.replication_factor={replicas}"),
+            format!("kafka.min_insync_replicas={}", replicas.div_ceil(2)),
             // What hangs after an outage is left behind within a test's patience.
             "kafka.commit_timeout_ms=10000".into(),
             // Less may be sent twice than by default, so that it is told apart from what must not be.
@@ -259,32 +268,76 @@ impl Running {
     }
 }
 
+/// Tells the script that has the servers something.
+fn tell_servers(arguments: &[&str]) {
+    let done = Command::new(server("HERALD_TEST_SERVERS")).args(arguments).status().unwrap();
+    assert!(done.success(), "servers {} failed", arguments.join(" "));
+}
+
 /// The Cassandra that wants TLS and logins, which runs for the test that needs it alone.
 pub struct SecureCassandra;
 
 impl SecureCassandra {
     /// Starts it; it stops when dropped.
     pub fn start() -> Self {
-        Self::told("up");
+        tell_servers(&["up", "cassandra-secure"]);
         Self
-    }
-
-    fn told(command: &str) {
-        let done = Command::new(server("HERALD_TEST_SERVERS")).args([command, "cassandra-secure"]).status().unwrap();
-        assert!(done.success(), "servers {command} cassandra-secure failed");
     }
 }
 
 impl Drop for SecureCassandra {
     fn drop(&mut self) {
-        Self::told("down");
+        tell_servers(&["down", "cassandra-secure"]);
     }
+}
+
+/// The three brokers of a cluster, which run for the test that needs them alone.
+pub struct ThreeBrokers;
+
+impl ThreeBrokers {
+    /// Starts them; they stop when dropped.
+    pub fn start() -> Self {
+        tell_servers(&["up", "kafka3"]);
+        Self
+    }
+
+    /// Ends one of them, numbered from 1, and returns when it has gone.
+    pub async fn end(number: u64, how: End) {
+        let name = format!("kafka3-{number}");
+        let told = tokio::task::spawn_blocking(move || match how {
+            End::Stopped => tell_servers(&["down", &name]),
+            End::Killed => tell_servers(&["signal", "KILL", &name]),
+        });
+        told.await.unwrap();
+    }
+
+    /// Starts one of them again, and returns when it serves.
+    pub async fn start_again(number: u64) {
+        tokio::task::spawn_blocking(move || tell_servers(&["up", &format!("kafka3-{number}")])).await.unwrap();
+    }
+}
+
+impl Drop for ThreeBrokers {
+    fn drop(&mut self) {
+        tell_servers(&["down", "kafka3"]);
+    }
+}
+
+/// How a broker ends.
+#[derive(Debug, Clone, Copy)]
+pub enum End {
+    /// It hands over what it leads.
+    Stopped,
+    /// It says nothing to anybody.
+    Killed,
 }
 
 /// One of the servers.
 #[derive(Debug, Clone, Copy)]
 pub enum Server {
     Kafka,
+    /// All three brokers.
+    ThreeBrokers,
     Cassandra,
     Redis,
 }
@@ -297,13 +350,13 @@ impl Server {
     }
 
     fn signal(self, signal: &str) {
-        let name = match self {
-            Self::Kafka => "kafka",
-            Self::Cassandra => "cassandra",
-            Self::Redis => "redis",
+        let names: &[&str] = match self {
+            Self::Kafka => &["kafka"],
+            Self::ThreeBrokers => &["kafka3-1", "kafka3-2", "kafka3-3"],
+            Self::Cassandra => &["cassandra"],
+            Self::Redis => &["redis"],
         };
-        let told = Command::new(server("HERALD_TEST_SERVERS")).args(["signal", signal, name]).status().unwrap();
-        assert!(told.success(), "{name} is not there");
+        tell_servers(&[&["signal", signal], names].concat());
     }
 }
 

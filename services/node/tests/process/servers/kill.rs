@@ -1,17 +1,21 @@
 //! Every role is killed, a worker is stopped and continued, and the servers are away for a while, while notifications flow:
 //! nothing is lost, and nothing is sent twice but what went unanswered. Modelled on Kafka's own test of transactions.
 //!
-//! `HERALD_TEST_NIGHTLY` makes it long: ten times the notifications, and every role is killed three times.
+//! `HERALD_TEST_NIGHTLY` makes it long: ten times the notifications (or `HERALD_TEST_NOTIFICATIONS`), everything happens three
+//! times, and the log is on three brokers, of which one is stopped and one is killed while the other two go on.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use super::{
     SERVERS,
-    installation::{Installation, Running, Server},
+    installation::{End, Installation, Running, Server, ThreeBrokers},
 };
 use crate::{
     kill::IN_DOUBT,
-    support::{Chance, seed},
+    support::{Chance, PATIENCE, seed},
     traffic::{Mails, PEOPLE, Traffic, prove},
 };
 
@@ -19,6 +23,26 @@ use crate::{
 const STOPPED: Duration = Duration::from_secs(8);
 /// How long a server is away.
 const AWAY: Duration = Duration::from_secs(10);
+
+/// How much there is to come through.
+struct Length {
+    notifications: u64,
+    /// How often everything happens.
+    rounds: u64,
+    /// Whether the log is on three brokers.
+    three_brokers: bool,
+}
+
+impl Length {
+    fn of_environment() -> Self {
+        if std::env::var_os("HERALD_TEST_NIGHTLY").is_none() {
+            return Self { notifications: 10_000, rounds: 1, three_brokers: false };
+        }
+        let notifications =
+            std::env::var("HERALD_TEST_NOTIFICATIONS").map_or(100_000, |number| number.parse().unwrap());
+        Self { notifications, rounds: (notifications / 33_000).max(1), three_brokers: true }
+    }
+}
 
 /// A process that is started again under the same name.
 struct Place {
@@ -47,9 +71,10 @@ fn places(mails: &Mails) -> Vec<Place> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_accepted_arrives_although_roles_are_killed_and_servers_are_away() {
     let _alone = SERVERS.write().await;
-    let rounds = if std::env::var_os("HERALD_TEST_NIGHTLY").is_some() { 3 } else { 1 };
+    let length = Length::of_environment();
+    let brokers = length.three_brokers.then(ThreeBrokers::start);
     let chance = Arc::new(Chance::new(seed()));
-    let installation = Arc::new(Installation::new());
+    let installation = Arc::new(if brokers.is_some() { Installation::on_three_brokers() } else { Installation::new() });
     let mails = Mails::start().await;
     let mut places = places(&mails);
     for place in &mut places {
@@ -58,8 +83,9 @@ async fn what_was_accepted_arrives_although_roles_are_killed_and_servers_are_awa
     let clients: Vec<_> = places[..2].iter().map(|place| place.running.as_ref().unwrap().client()).collect();
     clients[0].clone().set_up(PEOPLE).await;
 
-    let traffic = Traffic::of(if rounds == 1 { 10_000 } else { 100_000 });
-    let harm = tokio::spawn(harm(places, rounds, installation.clone(), traffic.clone(), chance.clone()));
+    let traffic = Traffic::of(length.notifications);
+    let rounds = length.rounds;
+    let harm = tokio::spawn(harm(places, length, installation.clone(), traffic.clone(), chance.clone()));
     let accepted = traffic.send(&clients, &chance).await;
     let places = harm.await.unwrap();
     let mut client = places[0].running.as_ref().unwrap().client();
@@ -70,20 +96,22 @@ async fn what_was_accepted_arrives_although_roles_are_killed_and_servers_are_awa
 /// Does everything that may happen, one after the other, evenly over the traffic.
 async fn harm(
     mut places: Vec<Place>,
-    rounds: u64,
+    length: Length,
     installation: Arc<Installation>,
     traffic: Arc<Traffic>,
     chance: Arc<Chance>,
 ) -> Vec<Place> {
-    let servers = [Server::Redis, Server::Cassandra, Server::Kafka];
-    let events = rounds * (places.len() + 1 + servers.len()) as u64;
+    let kafka = if length.three_brokers { Server::ThreeBrokers } else { Server::Kafka };
+    let servers = [Server::Redis, Server::Cassandra, kafka];
+    let ends: &[End] = if length.three_brokers { &[End::Stopped, End::Killed] } else { &[] };
+    let events = length.rounds * (places.len() + 1 + servers.len() + ends.len()) as u64;
     let share = traffic.notifications / (events + 1);
     let mut event = 0;
     let mut next = async || {
         event += 1;
         traffic.reaches(share * (event - 1) + chance.below(share)).await;
     };
-    for _ in 0..rounds {
+    for _ in 0..length.rounds {
         for place in &mut places {
             next().await;
             println!("{} is killed", place.name);
@@ -96,6 +124,17 @@ async fn harm(
         stopped.signal("STOP");
         tokio::time::sleep(STOPPED).await;
         stopped.signal("CONT");
+        for end in ends {
+            next().await;
+            let number = 1 + chance.below(3);
+            ThreeBrokers::end(number, *end).await;
+            println!("broker {number} of three is {end:?}");
+            let further = (traffic.sent.load(Relaxed) + 1).min(traffic.notifications);
+            tokio::time::sleep(AWAY).await;
+            let taken = tokio::time::timeout(PATIENCE, traffic.reaches(further)).await;
+            taken.expect("two brokers of three take nothing");
+            ThreeBrokers::start_again(number).await;
+        }
         for server in servers {
             next().await;
             println!("{server:?} is away");

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use herald_core::{
     clock::World,
     control::{ControlReads, control},
+    levels::Levels,
     policy::Policy,
     ports::log::{Log, LogError, Record},
     providers::Providers,
@@ -20,17 +21,25 @@ const RECORDS_A_READ: usize = 1_000;
 const READ_EVERY: Duration = Duration::from_millis(200);
 
 /// The snapshot as of now: everything on `control`, and the providers of the configuration. A role starts with it, so that its
-/// first decision is an informed one.
-pub async fn read_policy(log: &dyn Log, configured: Providers) -> Result<Policy, LogError> {
+/// first decision is an informed one. From then on the process writes at the level that the installation has reached.
+///
+/// # Errors
+/// If the log cannot be read, or the installation is of a higher level than this process reads.
+pub async fn read_policy(log: &dyn Log, levels: &Levels, configured: Providers) -> Result<Policy, LogError> {
     let mut policy = Policy::default().with_configured(configured);
     catch_up(log, &mut policy).await?;
+    levels.reached(policy.feature_level())?;
     Ok(policy)
 }
 
 /// Follows `control` from the snapshot in `sender` on and publishes a new one after each change, until shutdown; `reads`
 /// tells how far it has come. While the log is away the last snapshot holds.
+///
+/// # Errors
+/// As soon as anybody in this process has met what only a newer program can read.
 pub async fn policy_feed(
     log: Arc<dyn Log>,
+    levels: Arc<Levels>,
     sender: watch::Sender<Arc<Policy>>,
     reads: Arc<ControlReads>,
     world: World,
@@ -43,6 +52,7 @@ pub async fn policy_feed(
             let before = policy.version;
             let reached_end = catch_up(&*log, &mut policy).await;
             let version = policy.version;
+            levels.reached(policy.feature_level()).map_err(LogError::from)?;
             if version != before {
                 sender.send_replace(Arc::new(policy));
             }
@@ -66,7 +76,7 @@ pub async fn policy_feed(
     tokio::select! {
         biased;
         () = shutdown.cancelled() => Ok(()),
-        () = follow => Ok(()),
+        ended = follow => ended,
     }
 }
 

@@ -21,6 +21,7 @@ pub mod grpc;
 pub mod http;
 pub mod keys;
 pub mod lag;
+pub mod levels;
 pub mod limits;
 pub mod messages;
 #[cfg(test)]

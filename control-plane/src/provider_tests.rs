@@ -39,7 +39,7 @@ fn with(mut body: Value, change: Value) -> Value {
 async fn running() -> Face {
     let face = face().await;
     let versions = [("worker".to_owned(), u64::MAX)].into();
-    face.fleet.report(ProcessReport { process: "p".into(), seen_ms: 0, versions }).await.unwrap();
+    face.fleet.report(ProcessReport { process: "p".into(), seen_ms: 0, versions, reads_level: 1 }).await.unwrap();
     face
 }
 

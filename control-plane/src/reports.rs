@@ -24,10 +24,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// The role that a process's snapshot itself stands for: gateways and control planes decide with the newest one.
 const SNAPSHOT: &str = "snapshot";
 
-/// Reports what this process runs until shutdown, at once after each change, then takes its leave.
+/// Reports what this process runs, and the highest feature level that it reads, until shutdown, at once after each change, then takes its leave.
 pub async fn report_until(
     fleet: Arc<dyn Fleet>,
     process: String,
+    reads_level: u32,
     roles: Arc<RoleVersions>,
     mut policy: watch::Receiver<Arc<Policy>>,
     world: World,
@@ -39,14 +40,15 @@ pub async fn report_until(
             let mut versions = roles.by_role();
             versions.insert(SNAPSHOT.to_owned(), version);
             let settled = versions.values().all(|runs| *runs >= version);
-            let report = ProcessReport { process: process.clone(), seen_ms: world.now_ms(), versions };
+            let report = ProcessReport { process: process.clone(), seen_ms: world.now_ms(), versions, reads_level };
             if let Err(error) = fleet.report(report).await {
                 tracing::warn!(%error, "what this process runs cannot be reported");
             }
             // Roles take up a new snapshot when they next decide.
             let wait = if settled { REPORT_EVERY } else { LOOK_EVERY };
             if let Ok(Err(_)) = tokio::time::timeout(wait, policy.changed()).await {
-                return;
+                // The feed has ended, and with it the process soon will.
+                std::future::pending::<()>().await;
             }
         }
     };

@@ -17,7 +17,7 @@ use crate::{
 
 fn report(process: &str, version: u64) -> ProcessReport {
     let versions = [("worker".to_owned(), version), ("orchestrator".to_owned(), u64::MAX)].into();
-    ProcessReport { process: process.into(), seen_ms: 0, versions }
+    ProcessReport { process: process.into(), seen_ms: 0, versions, reads_level: 1 }
 }
 
 async fn with_template() -> Face {

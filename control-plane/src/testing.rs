@@ -16,6 +16,7 @@ use herald_core::{
     clock::{Clock, Entropy, World},
     control::ControlReads,
     ids::{NotificationId, TenantId},
+    levels::Levels,
     people::{Person, User},
     policy::Policy,
     ports::{
@@ -221,8 +222,8 @@ impl Process {
         let world = World::new(Arc::new(Counted::default()), Arc::new(Counted::default()));
         let publisher = Arc::new(Publisher::new(log.clone(), registry.clone(), policy, world));
         let reads = Arc::new(ControlReads::default());
-        let feed =
-            tokio::spawn(policy_feed(log.clone(), sender, reads, publisher.world().clone(), CancellationToken::new()));
+        let (levels, world, shutdown) = (Arc::new(Levels::new(9)), publisher.world().clone(), CancellationToken::new());
+        let feed = tokio::spawn(policy_feed(log.clone(), levels, sender, reads, world, shutdown));
         Self { publisher, feed }
     }
 

@@ -9,6 +9,7 @@ use herald_core::{
     auth::{TENANT_SCOPES, sha256_hex},
     control::control,
     ids::TenantId,
+    levels::Levels,
     people::User,
     policy::{SIGNING_SECRET, kind, template_head_key},
     ports::{log::Log, registry::Registry},
@@ -256,7 +257,7 @@ async fn what_must_be_there_is_created_once() {
     ensure_dev(&restarted.publisher).await.unwrap();
     assert_eq!(world.log.published().len(), before);
 
-    let policy = read_policy(&*world.log, Default::default()).await.unwrap();
+    let policy = read_policy(&*world.log, &Levels::default(), Default::default()).await.unwrap();
     assert_eq!(policy.secret(SIGNING_SECRET).map(str::len), Some(64));
     let key = policy.key("dev_demo").unwrap();
     assert_eq!(key.sha256, sha256_hex(DEV_KEY.as_bytes()));

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use herald_core::{
     ids::{InstanceId, NotificationId, TenantId},
-    outputs::FEATURE_LEVEL,
+    levels::FEATURE_LEVEL,
     packed::pack,
     ports::log::NewRecord,
     record::{self, Channel, Envelope, Schema, SectionSummary, Waiting, audience},

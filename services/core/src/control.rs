@@ -14,7 +14,6 @@ use std::{
 use prost::Message;
 
 use crate::{
-    outputs::FEATURE_LEVEL,
     policy::policy_key,
     ports::log::{Identity, Member, NewRecord, partition},
     record::{Control, Envelope, Schema},
@@ -32,12 +31,7 @@ pub fn control_record(identity: &Identity, policy: &Control, now_ms: u64) -> New
         at: control(),
         key: policy_key(&policy.kind, &policy.key).into(),
         timestamp_ms: now_ms,
-        envelope: Envelope {
-            schema: Schema::Control as i32,
-            feature_level: FEATURE_LEVEL,
-            region: identity.region.clone(),
-            ..Envelope::default()
-        },
+        envelope: Envelope { schema: Schema::Control as i32, region: identity.region.clone(), ..Envelope::default() },
         body: policy.encode_to_vec().into(),
     }
 }

@@ -16,6 +16,7 @@ pub mod fair;
 pub mod ids;
 pub mod latency;
 pub mod leases;
+pub mod levels;
 pub mod limits;
 pub mod outputs;
 pub mod packed;

@@ -21,9 +21,6 @@ pub const MAX_BATCH_INSTANCES: u32 = 512;
 /// A ledger or inbox record is closed at about this many bytes.
 const MAX_RECORD_BYTES: usize = 1 << 20;
 
-/// The feature level that this binary writes.
-pub const FEATURE_LEVEL: u32 = 1;
-
 /// Until when something waits, and what makes it wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Wait {
@@ -86,15 +83,9 @@ impl Outputs {
         }
     }
 
-    /// An envelope of this region and feature level.
+    /// An envelope of this region.
     pub fn envelope(&self, schema: Schema, tenant: &str) -> Envelope {
-        Envelope {
-            schema: schema as i32,
-            feature_level: FEATURE_LEVEL,
-            region: self.region.clone(),
-            tenant: tenant.to_owned(),
-            ..Default::default()
-        }
+        Envelope { schema: schema as i32, region: self.region.clone(), tenant: tenant.to_owned(), ..Default::default() }
     }
 
     /// Adds a section for a shard. One that waits goes to a delay tier first.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{NotificationId, TenantId, channel_of_name},
+    levels::{FIRST_LEVEL, LevelRow},
     limits::{Limit, LimitRow, Limits},
     providers::{ProviderRow, Providers},
     record::Control,
@@ -35,13 +36,16 @@ pub mod kind {
     /// [`crate::limits::LimitRow`] by its id.
     pub const LIMIT: &str = "limit";
 
+    /// [`crate::levels::LevelRow`] by the level.
+    pub const FEATURE_LEVEL: &str = "feature_level";
+
     /// [`crate::providers::ProviderRow`] by its name.
     pub const PROVIDER: &str = "provider";
 
     /// Whether policies of a kind are written to `control` and nowhere else. Of such a policy the last record holds,
     /// whatever its version.
     pub fn is_log_first(kind: &str) -> bool {
-        matches!(kind, SWITCH | CANCEL)
+        matches!(kind, SWITCH | CANCEL | FEATURE_LEVEL)
     }
 }
 
@@ -198,6 +202,8 @@ pub struct Policy {
     cancels: Arc<BTreeMap<NotificationId, CancelRow>>,
     /// Counts the changes of switches and cancels.
     steered: u64,
+    /// The highest that was reached; 0 before any.
+    feature_level: u32,
     /// The version that was applied, by `kind/key`.
     applied: Arc<HashMap<String, u64>>,
 }
@@ -313,6 +319,11 @@ impl Policy {
                 }
                 self.steered += 1;
             }
+            // One that was reached is never left, whoever deletes what.
+            (kind::FEATURE_LEVEL, false) => {
+                let row: LevelRow = serde_json::from_slice(&control.value).map_err(unreadable)?;
+                self.feature_level = self.feature_level.max(row.level);
+            }
             _ => {}
         }
         Ok(())
@@ -399,6 +410,11 @@ impl Policy {
         self.steered
     }
 
+    /// The feature level that the installation has reached.
+    pub fn feature_level(&self) -> u32 {
+        self.feature_level.max(FIRST_LEVEL)
+    }
+
     /// A version of a template; the live one unless a version is named.
     pub fn template(&self, tenant: &TenantId, id: &str, version: Option<u32>) -> Option<&Arc<TemplateVersion>> {
         let template = self.templates.get(tenant)?.get(id)?;
@@ -475,6 +491,20 @@ mod tests {
         assert_eq!(state_after(switch(0, SwitchState::Hold)), SwitchState::Hold);
         assert_eq!(state_after(Control { deleted: true, ..switch(0, SwitchState::On) }), SwitchState::On);
         assert_eq!(policy.steered(), 3);
+    }
+
+    #[test]
+    fn a_feature_level_never_falls() {
+        let mut policy = Policy::default();
+        assert_eq!(policy.feature_level(), 1);
+        let reached = |level: u32| {
+            let value = serde_json::to_vec(&LevelRow { level, reached_ms: 5 }).unwrap().into();
+            Control { kind: kind::FEATURE_LEVEL.into(), key: level.to_string(), version: 5, value, deleted: false }
+        };
+        for (record, level) in [(reached(3), 3), (reached(2), 3), (Control { deleted: true, ..reached(3) }, 3)] {
+            policy.apply(&record).unwrap();
+            assert_eq!(policy.feature_level(), level);
+        }
     }
 
     #[test]

@@ -227,6 +227,8 @@ impl From<LogError> for Problem {
             }
             LogError::Unavailable(_) => Self::unavailable("The log is unavailable. Repeat the call."),
             LogError::Damaged(_) => Self::new(Kind::Internal, "internal", "The log cannot be read."),
+            // Another process may be of the newer version.
+            LogError::TooNew(_) => Self::unavailable("This process is of an older version and stops. Repeat the call."),
         }
     }
 }

@@ -6,7 +6,6 @@ use bytes::Bytes;
 use herald_api::time;
 use herald_core::{
     ids::{self, NotificationId, TenantId, channel_name, channel_of_name, hash128, user_hash},
-    outputs::FEATURE_LEVEL,
     packed::PackedWriter,
     policy::{Policy, TemplateVersion},
     ports::log::{Identity, NewRecord},
@@ -244,7 +243,6 @@ impl Admitted {
         };
         let envelope = Envelope {
             schema: Schema::Request as i32,
-            feature_level: FEATURE_LEVEL,
             region: log.region.clone(),
             tenant: notification.tenant,
             trace_parent: notification.trace_parent,

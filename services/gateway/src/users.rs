@@ -13,7 +13,6 @@ use herald_api::{
 use herald_core::{
     auth::{Principal, Scope},
     ids::{self, TenantId, shard_of},
-    outputs::FEATURE_LEVEL,
     people::{Person, Preferences},
     policy::SIGNING_SECRET,
     ports::{
@@ -321,7 +320,6 @@ impl Gateway {
             timestamp_ms: self.now_ms(),
             envelope: Envelope {
                 schema: Schema::UserChange as i32,
-                feature_level: FEATURE_LEVEL,
                 region: identity.region.clone(),
                 tenant: tenant.as_str().to_owned(),
                 ..Default::default()

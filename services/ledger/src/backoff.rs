@@ -42,14 +42,14 @@ impl Backoff {
 /// Counts and reports that the log could not be polled, and waits a moment, or until the process stops.
 ///
 /// # Errors
-/// The same one if the log is damaged: it stays so.
+/// The same one if it does not pass.
 pub(crate) async fn wait_out(
     what: &str,
     error: LogError,
     stats: &LedgerStats,
     shutdown: &CancellationToken,
 ) -> Result<(), LogError> {
-    if let LogError::Damaged(_) = error {
+    if !error.is_passing() {
         return Err(error);
     }
     report(what, &error, FIRST, stats);

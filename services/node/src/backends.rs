@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc};
 use anyhow::Context;
 use herald_core::{
     clock::World,
+    levels::Levels,
     ports::{
         admissions::Admissions, audit::Audit, budgets::Budgets, claims::Claims, directory::Directory,
         erasures::Erasures, fleet::Fleet, inbox::Inbox, ledger::Ledger, log::Log, registry::Registry,
@@ -27,8 +28,10 @@ use crate::{backup::Backups, gauges::LocalDisk};
 /// Every port.
 #[derive(Clone)]
 pub struct Backends {
-    /// The log.
+    /// The log, as `levels` has it.
     pub log: Arc<dyn Log>,
+    /// What this process reads of the log, and how it writes to it.
+    pub levels: Arc<Levels>,
     /// Idempotency keys.
     pub admissions: Arc<dyn Admissions>,
     /// Users and audiences.
@@ -56,8 +59,10 @@ pub struct Backends {
 impl Backends {
     /// The ports on an embedded log and stores, with claims, budgets, sessions and the fleet in memory.
     pub fn embedded(log: EmbeddedLog, stores: &Stores) -> Self {
+        let levels = Arc::<Levels>::default();
         Self {
-            log: Arc::new(log),
+            log: levels.log(Arc::new(log)),
+            levels,
             admissions: stores.admissions.clone(),
             directory: stores.directory.clone(),
             erasures: stores.erasures.clone(),

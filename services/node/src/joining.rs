@@ -10,7 +10,7 @@ use std::{
 
 use herald_core::ports::{
     fleet::Fleet,
-    log::{Halted, LogError, Member},
+    log::{Halted, Member},
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -71,10 +71,10 @@ impl Joining {
     }
 }
 
-/// A log that is damaged stays so.
+/// A log that is damaged stays so, and so does one that is too new.
 fn may_rejoin(error: &anyhow::Error) -> bool {
     let halted = error.downcast_ref::<Halted>();
-    halted.is_some_and(|halted| !matches!(halted, Halted::Unknown(LogError::Damaged(_))))
+    halted.is_some_and(|halted| !matches!(halted, Halted::Unknown(error) if !error.is_passing()))
 }
 
 /// What a member ends with that would join anew if it were not to stop.
@@ -88,7 +88,7 @@ fn at_shutdown(role: &'static str, ordinal: u32, error: anyhow::Error) -> anyhow
 mod tests {
     use std::collections::VecDeque;
 
-    use herald_core::ports::StoreError;
+    use herald_core::ports::{StoreError, log::LogError};
     use herald_embedded::fleet::LocalFleet;
     use parking_lot::Mutex;
 

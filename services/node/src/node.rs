@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context;
 use herald_api::{auth::Authenticator, routes::Routes};
 use herald_channels::email::mailbox::{MailStore, Mailbox, StoreLimits};
-use herald_control_plane::{bootstrap, dead_letters::DeadLetters};
+use herald_control_plane::{bootstrap, dead_letters::DeadLetters, levels};
 use herald_core::{clock::World, policy::kind, secrets::SecretKeys};
 use herald_gateway::{serve::Listener, tls::Tls};
 use herald_worker::OpenProviders;
@@ -273,6 +273,11 @@ async fn start_roles(config: &Config, mode: Mode, base: &Base, process: &str, wo
         process: process.to_owned(),
     };
     let roles = Roles::start_with(&of_roles, backends, base.providers.clone(), world).await?;
+    if base.storage.local().is_some() {
+        // Nobody else reads what is written here.
+        let (policy, to) = (roles.publisher.policy(), backends.levels.reads());
+        levels::raise_alone(to, &policy, &*backends.log, world).await.context("the feature level is not stored")?;
+    }
     if mode == Mode::Dev {
         let ensured = bootstrap::ensure_dev(&roles.publisher).await;
         ensured.map_err(|refusal| anyhow::anyhow!("the development tenant cannot be stored: {}", refusal.detail()))?;
@@ -409,6 +414,7 @@ fn ops_routes(roles: &Roles, backends: &Backends, gauges: Gauges, stopping: &Can
         gauges,
         ledger: roles.counters.ledger.clone(),
         members: roles.members.clone(),
+        levels: backends.levels.clone(),
         log: backends.log.clone(),
         stores: backends.registry.clone(),
         fleet: backends.fleet.clone(),

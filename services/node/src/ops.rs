@@ -15,6 +15,7 @@ use herald_api::{
 use herald_core::{
     clock::World,
     ids::channel_name,
+    levels::Levels,
     ports::{self, fleet::Fleet, log::Log},
     topic::Group,
 };
@@ -40,6 +41,8 @@ pub struct Ops {
     pub ledger: Arc<LedgerStats>,
     /// The members of groups that run here; until one was told its partitions, nothing of theirs is served.
     pub members: Vec<(Group, u32)>,
+    /// What this process met and cannot read.
+    pub levels: Arc<Levels>,
     /// The log; it must answer.
     pub log: Arc<dyn Log>,
     /// The stores; what is away is told.
@@ -84,6 +87,7 @@ async fn ready(State(ops): State<Arc<Ops>>) -> Response {
     if ops.stopping.is_cancelled() {
         reasons.push("the process is stopping".to_owned());
     }
+    reasons.extend(ops.levels.refused().map(ToString::to_string));
     let waits = |(group, ordinal): &&(Group, u32)| !ops.log.is_assigned(*group, *ordinal);
     let waiting = ops.members.iter().filter(waits).map(|(group, ordinal)| format!("{}.{ordinal}", group.name()));
     let waiting: Vec<String> = waiting.collect();
@@ -180,6 +184,7 @@ mod tests {
             gauges,
             ledger: counters.ledger.clone(),
             members: vec![(Group::Worker, 0), (Group::Router, 0)],
+            levels: backends.levels.clone(),
             log: backends.log.clone(),
             stores: backends.registry.clone(),
             fleet: backends.fleet.clone(),

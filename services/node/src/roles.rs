@@ -207,8 +207,9 @@ impl Roles {
         providers: Arc<OpenProviders>,
         world: &World,
     ) -> anyhow::Result<Self> {
-        let policy =
-            read_policy(&*backends.log, providers.configured()).await.context("the policies cannot be read")?;
+        let policy = read_policy(&*backends.log, &backends.levels, providers.configured())
+            .await
+            .context("the policies cannot be read")?;
         let (sender, receiver) = watch::channel(Arc::new(policy));
         let publisher =
             Publisher::new(backends.log.clone(), backends.registry.clone(), receiver.clone(), world.clone());
@@ -275,14 +276,15 @@ impl Roles {
     /// Follows the policies, and reports which of them the roles run.
     fn start_policies(&mut self, backends: &Backends, sender: watch::Sender<Arc<Policy>>, world: &World) {
         let (log, reads, clock) = (backends.log.clone(), self.control.clone(), world.clone());
+        let levels = backends.levels.clone();
         self.stage("policy feed", 1, None, move |_, shutdown| {
-            policy_feed(log.clone(), sender.clone(), reads.clone(), clock.clone(), shutdown)
+            policy_feed(log.clone(), levels.clone(), sender.clone(), reads.clone(), clock.clone(), shutdown)
         });
         let (fleet, versions, policy) = (backends.fleet.clone(), self.versions.clone(), self.policy.clone());
-        let (process, world) = (self.process.clone(), world.clone());
+        let (process, world, reads_level) = (self.process.clone(), world.clone(), backends.levels.reads());
         self.stage("reports", 1, None, move |_, shutdown| {
             let (fleet, versions, policy) = (fleet.clone(), versions.clone(), policy.clone());
-            report_until(fleet, process.clone(), versions, policy, world.clone(), shutdown)
+            report_until(fleet, process.clone(), reads_level, versions, policy, world.clone(), shutdown)
         });
     }
 

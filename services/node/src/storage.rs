@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use anyhow::Context;
-use herald_core::{clock::World, topic::Layout};
+use herald_core::{clock::World, levels::Levels, topic::Layout};
 use herald_distributed::{
     cql::{CqlStores, CqlUrl},
     kafka::{KafkaConfig, KafkaLog},
@@ -125,8 +125,10 @@ async fn open_shared(config: &Config, servers: &Servers) -> anyhow::Result<Backe
     let stores = CqlStores::open(&url, &config.cql).await.context("the stores cannot be used")?;
     let redis = Redis::connect(&servers.cache, &config.redis).await?;
     let log = open_log(config, &servers.log).await?;
+    let levels = Arc::<Levels>::default();
     Ok(Backends {
-        log: Arc::new(log),
+        log: levels.log(Arc::new(log)),
+        levels,
         admissions: stores.admissions.clone(),
         directory: stores.directory.clone(),
         erasures: stores.erasures.clone(),

@@ -95,7 +95,7 @@ impl Stage {
                     polled.records.into_iter().for_each(|record| self.enqueue(record));
                     self.note_starts().await?;
                 }
-                Err(error) => wait_out(&error).await?,
+                Err(error) => wait_out(error).await?,
             }
             self.make_room().await?;
             let version = self.steering.take_up();
@@ -387,13 +387,11 @@ fn requests_home(at: TopicPartition) -> TopicPartition {
 }
 
 /// Waits a moment after a passing error of the log; any other ends the role.
-async fn wait_out(error: &LogError) -> anyhow::Result<()> {
-    match error {
-        LogError::Unavailable(_) | LogError::Full(_) => {
-            tracing::warn!(%error, "requests cannot be polled");
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            Ok(())
-        }
-        LogError::Damaged(_) => Err(anyhow::anyhow!("{error}")),
+async fn wait_out(error: LogError) -> anyhow::Result<()> {
+    if !error.is_passing() {
+        return Err(error.into());
     }
+    tracing::warn!(%error, "requests cannot be polled");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    Ok(())
 }

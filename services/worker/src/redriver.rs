@@ -238,9 +238,9 @@ fn put_out(order: Redrive, page: Page, now_ms: u64, outputs: &mut Outputs) -> Op
     Some(told)
 }
 
-/// Waits a moment after a passing error of the log; a damaged one ends the role.
+/// Waits a moment after a passing error of the log; any other ends the role.
 async fn wait_out(error: LogError, what: &str) -> anyhow::Result<()> {
-    if let LogError::Damaged(_) = error {
+    if !error.is_passing() {
         return Err(error.into());
     }
     tracing::warn!(%error, what, "the redriver waits");

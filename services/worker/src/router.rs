@@ -16,7 +16,7 @@ use herald_core::{
     dead_letters::{dead_request_books, dead_section_books, letter, place_of},
     outputs::Outputs,
     policy::Policy,
-    ports::log::{Commit, Committed, Identity, Log, LogError, Member, NewRecord, Position, Record, Subscription},
+    ports::log::{Commit, Committed, Identity, Log, Member, NewRecord, Position, Record, Subscription},
     record::{Schema, WaitCause},
     topic::{Group, Topic, TopicPartition, tier_delay_ms, tier_for},
     waiting::LONGEST_WAIT_MS,
@@ -105,7 +105,7 @@ pub async fn run(deps: RouterDeps, member: Member, shutdown: CancellationToken) 
                     router.tiers.entry(record.at).or_default().held.push_back(record);
                 }
             }
-            Err(error @ LogError::Damaged(_)) => return Err(error.into()),
+            Err(error) if !error.is_passing() => return Err(error.into()),
             Err(error) => {
                 tracing::warn!(%error, "delay tiers cannot be polled");
                 tokio::time::sleep(MAX_WAIT).await;

@@ -521,9 +521,9 @@ fn part(record: &Record, mark: Mark, first_unit: u64, first: u32, head: &Arc<Hea
     }
 }
 
-/// Waits a moment after a passing error of the log; a damaged one ends the role.
+/// Waits a moment after a passing error of the log; any other ends the role.
 async fn wait_out(error: LogError) -> anyhow::Result<()> {
-    if let LogError::Damaged(_) = error {
+    if !error.is_passing() {
         return Err(error.into());
     }
     tracing::warn!(%error, "the log cannot be read; nothing is decided meanwhile");

@@ -10,6 +10,7 @@ pub async fn all(port: Arc<dyn Fleet>, run: &str) {
         process: format!("{run}-{name}"),
         seen_ms,
         versions: [("worker".to_owned(), version), ("gateway".to_owned(), version + 1)].into(),
+        reads_level: 3,
     };
     let running = async |since_ms: u64| {
         let reports = port.running(since_ms).await.unwrap();

@@ -15,6 +15,8 @@ pub struct ProcessReport {
     pub seen_ms: u64,
     /// The version of the policies that each of its roles decides with.
     pub versions: BTreeMap<String, u64>,
+    /// The highest feature level that it reads.
+    pub reads_level: u32,
 }
 
 impl ProcessReport {

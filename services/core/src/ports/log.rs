@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use crate::{
     done_map::DoneMap,
+    levels::TooNew,
     record::Envelope,
     topic::{Group, Layout, Topic, TopicPartition},
 };
@@ -143,6 +144,9 @@ pub enum LogError {
     /// What is stored cannot be read.
     #[error("the log is damaged: {0}")]
     Damaged(String),
+    /// What is stored can be read by a newer program than this one only.
+    #[error(transparent)]
+    TooNew(#[from] TooNew),
 }
 
 impl LogError {
@@ -152,7 +156,13 @@ impl LogError {
             Self::Full(_) => "log_full",
             Self::Unavailable(_) => "log_unavailable",
             Self::Damaged(_) => "log_damaged",
+            Self::TooNew(_) => "log_too_new",
         }
+    }
+
+    /// Whether it may pass. Whatever cannot ends the role that met it.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Full(_) | Self::Unavailable(_))
     }
 }
 

@@ -15,13 +15,14 @@ use herald_core::{
     books::Totals,
     clock::World,
     ids::{InstanceId, NotificationId, TenantId},
+    levels::{FEATURE_LEVEL, Levels},
     people::{Endpoint, Preferences, QuietHours, QuietPolicy, User},
     policy::{CancelRow, TemplateHead, TemplateRow, TenantRow, kind, template_head_key, template_row_key},
     ports::{
         StoreError,
         channel::{Channel, Gate, Message, Outcome, Sink},
         directory::PersonChange,
-        log::Identity,
+        log::{Identity, Log},
         registry::{Registry, Versioned, Written},
     },
     record::{Channel as ChannelKind, audience::Kind},
@@ -130,6 +131,8 @@ impl Registry for Fragile {
 
 pub(crate) struct FanOut {
     pub world: World,
+    /// The log as it is, without levels.
+    pub log: Arc<dyn Log>,
     pub backends: Backends,
     pub roles: Roles,
     tenant: TenantId,
@@ -141,14 +144,23 @@ pub(crate) struct FanOut {
 
 impl FanOut {
     async fn start() -> Self {
+        Self::start_as(&Config::default(), FEATURE_LEVEL).await
+    }
+
+    /// As this process, and as a program of this level.
+    pub(crate) async fn start_as(config: &Config, level: u32) -> Self {
         let (began, taken) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<Mutex<BTreeMap<_, _>>>::default());
         let mail = |world: &World| SlowMail { world: world.clone(), began: began.clone(), taken: taken.clone() };
-        let fan_out = Self::start_with(|world| OpenProviders::fixed(vec![Arc::new(mail(world))])).await;
+        let fan_out = Self::begin(config, level, |world| OpenProviders::fixed(vec![Arc::new(mail(world))])).await;
         Self { began, taken, ..fan_out }
     }
 
     /// With providers that are looked at elsewhere.
     pub(crate) async fn start_with(providers: impl FnOnce(&World) -> OpenProviders) -> Self {
+        Self::begin(&Config::default(), FEATURE_LEVEL, providers).await
+    }
+
+    async fn begin(config: &Config, level: u32, providers: impl FnOnce(&World) -> OpenProviders) -> Self {
         let chance = Chance::of_seed(1);
         let world = world_at(EPOCH_MS, &chance);
         let kv = Arc::new(MemoryKv::new());
@@ -159,16 +171,34 @@ impl FanOut {
             EmbeddedLog::open(Arc::new(MemoryDisk::new()), identity, options, kv.clone(), world.clock.clone()).unwrap();
         let flushed = log.clone();
         tokio::spawn(async move { flushed.flush_task().await });
-        let mut backends = Backends::embedded(log, &Stores::open(kv));
+        let mut backends = Backends::embedded(log.clone(), &Stores::open(kv));
+        let log: Arc<dyn Log> = Arc::new(log);
+        backends.levels = Arc::new(Levels::new(level));
+        backends.log = backends.levels.log(log.clone());
         let registry_away = Arc::new(AtomicBool::new(false));
         backends.registry = Arc::new(Fragile { inner: backends.registry.clone(), away: registry_away.clone() });
         let providers = Arc::new(providers(&world));
-        let roles = Roles::start_with(&Config::default(), &backends, providers, &world).await.unwrap();
+        let roles = Roles::start_with(config, &backends, providers, &world).await.unwrap();
         let (tenant, sent) = (TenantId::trusted("acme"), AtomicU64::new(0));
         let (began, taken) = Default::default();
-        let fan_out = Self { world, backends, roles, tenant, began, taken, registry_away, sent };
+        let fan_out = Self { world, log, backends, roles, tenant, began, taken, registry_away, sent };
         fan_out.set_up().await;
         fan_out
+    }
+
+    /// Another process on the same log, with the same provider, as a program of this level.
+    pub(crate) async fn join(&self, config: &Config, level: u32) -> anyhow::Result<(Backends, Roles)> {
+        let levels = Arc::new(Levels::new(level));
+        let backends = Backends { log: levels.log(self.log.clone()), levels, ..self.backends.clone() };
+        let (began, taken) = (self.began.clone(), self.taken.clone());
+        let mail = Arc::new(SlowMail { world: self.world.clone(), began, taken });
+        let roles = Roles::start(config, &backends, vec![mail], &self.world).await?;
+        Ok((backends, roles))
+    }
+
+    /// How many messages a provider took, and of how many instances.
+    pub(crate) fn mails(&self) -> (u64, usize) {
+        (self.taken(), self.taken.lock().unwrap().len())
     }
 
     async fn set_up(&self) {

@@ -17,6 +17,7 @@ mod provider;
 mod scenario;
 mod steering;
 mod swapping;
+mod upgrading;
 mod world;
 
 use std::{

@@ -9,7 +9,6 @@ use herald_core::{
     dead_letters::redrives,
     ids::{InstanceId, NotificationId, TenantId, ordering_partition, shard_of, user_hash},
     limits::{LimitRow, LimitScope},
-    outputs::FEATURE_LEVEL,
     packed,
     people::{ChannelPreference, Endpoint, Preferences, QuietHours, QuietPolicy, User},
     policy::{TemplateHead, TemplateRow, TenantRow, kind, template_head_key, template_row_key},
@@ -531,7 +530,6 @@ fn record_at(
 ) -> NewRecord {
     let envelope = Envelope {
         schema: schema as i32,
-        feature_level: FEATURE_LEVEL,
         region: backends.log.identity().region.clone(),
         tenant: tenant.as_str().into(),
         sections,

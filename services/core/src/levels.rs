@@ -157,6 +157,10 @@ impl Log for Levelled {
         Ok(Box::new(LevelledSubscription { subscription, levels: self.levels.clone() }))
     }
 
+    fn is_assigned(&self, group: Group, ordinal: u32) -> bool {
+        self.log.is_assigned(group, ordinal)
+    }
+
     async fn read(&self, at: TopicPartition, from: u64, max: usize) -> Result<(Vec<Record>, u64), LogError> {
         let (records, next) = self.log.read(at, from, max).await?;
         self.levels.check_records(&records)?;
@@ -200,10 +204,6 @@ impl Subscription for LevelledSubscription {
 
     async fn ends(&mut self, at: &[TopicPartition]) -> Result<Vec<u64>, LogError> {
         self.subscription.ends(at).await
-    }
-
-    fn is_assigned(&self) -> bool {
-        self.subscription.is_assigned()
     }
 }
 

@@ -82,7 +82,8 @@ pub(crate) mod testing {
     /// A process that says every half of a second that it lives.
     pub(crate) async fn live(process: &str, fleet: Arc<dyn Fleet>) {
         for seen_ms in 1.. {
-            let report = ProcessReport { process: process.into(), seen_ms, versions: Default::default() };
+            let report =
+                ProcessReport { process: process.into(), seen_ms, reads_level: 1, versions: Default::default() };
             fleet.report(report).await.unwrap();
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
@@ -124,7 +125,8 @@ mod tests {
     async fn a_namesake_that_lives_is_refused_and_nobody_else() {
         let fleet = Arc::new(LocalFleet::new());
         for silent in ["worker-0/killed", PROCESS] {
-            let report = ProcessReport { process: silent.into(), seen_ms: 1, versions: BTreeMap::new() };
+            let report =
+                ProcessReport { process: silent.into(), seen_ms: 1, reads_level: 1, versions: BTreeMap::new() };
             fleet.report(report).await.unwrap();
         }
         for other in [PROCESS, "worker-1/other", "worker-0"] {

@@ -4,14 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use herald_core::{
     clock::World,
-    control::{ControlReads, control},
+    control::{ControlReads, control, policy_of},
     levels::Levels,
     policy::Policy,
     ports::log::{Log, LogError, Record},
     providers::Providers,
-    record::{Control, Schema},
+    record::Schema,
 };
-use prost::Message;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -97,7 +96,7 @@ fn apply(policy: &mut Policy, record: &Record) {
     if record.envelope.schema() != Schema::Control {
         return;
     }
-    let applied = match Control::decode(record.body.clone()) {
+    let applied = match policy_of(record) {
         Ok(control) => policy.apply(&control).map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     };

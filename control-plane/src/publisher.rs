@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use herald_core::{
     clock::World,
-    control::control_record,
+    control::{control_record, gone_record},
     policy::{Policy, kind},
     ports::{
         log::{Identity, Log, NewRecord},
@@ -173,13 +173,15 @@ impl Publisher {
     pub async fn put_log_first(&self, kind: &str, policies: Vec<(String, Option<Bytes>)>) -> Result<u64, Problem> {
         debug_assert!(kind::is_log_first(kind), "{kind} belongs into the registry");
         let now_ms = self.world.now_ms();
-        let record = |(key, value): (String, Option<Bytes>)| {
+        let identity = self.log.identity();
+        let records = |(key, value): (String, Option<Bytes>)| {
+            let gone = value.is_none().then(|| gone_record(identity, kind, &key, now_ms));
             let deleted = value.is_none();
             let value = value.unwrap_or_default();
             let policy = Control { kind: kind.to_owned(), key, version: now_ms, value, deleted };
-            control_record(self.log.identity(), &policy, now_ms)
+            std::iter::once(control_record(identity, &policy, now_ms)).chain(gone)
         };
-        let offsets = self.log.append(policies.into_iter().map(record).collect()).await?;
+        let offsets = self.log.append(policies.into_iter().flat_map(records).collect()).await?;
         Ok(offsets.last().map_or(0, |offset| offset + 1))
     }
 

@@ -72,6 +72,11 @@ async fn a_switch_is_set_replaced_listed_and_removed() {
 
     let path = format!("/v1/admin/switches/{}", held["id"].as_str().unwrap());
     assert_eq!(face.as_key(DEV_ADMIN_KEY, "DELETE", &path, Value::Null).await.0, 200);
+    // Behind what says so is a record without a body, with which the topic forgets it.
+    let published = face.log.published();
+    let [.., says_so, gone] = published.as_slice() else { panic!("{published:?}") };
+    assert!(says_so.deleted && says_so.version > 0 && says_so.key == gone.key, "{published:?}");
+    assert!(gone.deleted && gone.version == 0, "{published:?}");
     face.process.until("it is gone", |policy| policy.switches().len() == 1).await;
     assert_eq!(face.state("demo", "hi", None), SwitchState::Slow);
     assert_eq!(face.as_key(DEV_ADMIN_KEY, "DELETE", &path, Value::Null).await.0, 404);

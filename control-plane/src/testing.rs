@@ -14,7 +14,7 @@ use bytes::Bytes;
 use herald_core::{
     books::Totals,
     clock::{Clock, Entropy, World},
-    control::ControlReads,
+    control::{ControlReads, policy_of},
     ids::{NotificationId, TenantId},
     levels::Levels,
     people::{Person, User},
@@ -33,7 +33,6 @@ use herald_core::{
     record::{Channel, Control, Cursor, Manifest},
     topic::{Group, Layout, TopicPartition},
 };
-use prost::Message;
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
@@ -68,7 +67,7 @@ impl FakeLog {
     /// Every policy on `control`, in order.
     pub(crate) fn published(&self) -> Vec<Control> {
         let records = self.records.lock().unwrap();
-        records.iter().filter_map(|record| Control::decode(record.body.clone()).ok()).collect()
+        records.iter().filter_map(|record| policy_of(record).ok()).collect()
     }
 }
 

@@ -107,6 +107,62 @@ async fn disk_use_stays_bounded_over_a_day() {
     assert_eq!(log.read(partition(Topic::Control, 0), 0, 1_000).await.unwrap().0.len(), 20);
 }
 
+/// The bodies on `control`, by key.
+async fn policies(log: &EmbeddedLog) -> Vec<(Bytes, Bytes)> {
+    let (records, _) = log.read(partition(Topic::Control, 0), 0, 1_000).await.unwrap();
+    records.into_iter().map(|record| (record.key, record.body)).collect()
+}
+
+fn policy(key: &'static str, body: impl Into<Vec<u8>>) -> NewRecord {
+    NewRecord { key: Bytes::from_static(key.as_bytes()), ..record(partition(Topic::Control, 0), body) }
+}
+
+/// Appends deliveries that nobody consumes, so that segments come behind those that may be cleaned.
+async fn backlog(log: &EmbeddedLog, worker: &mut Box<dyn Subscription>) {
+    for _ in 0..60 {
+        worker.commit(outputs(vec![record(DELIVERIES, vec![7; 400])])).await.unwrap();
+        log.flush_once().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_says_that_a_key_is_gone_goes_a_day_later_and_nothing_older_comes_back() {
+    const DAY_MS: u64 = 86_400_000;
+    let (disk, clock) = (MemoryDisk::new(), Arc::new(TestClock::default()));
+    let open = || {
+        let (disk, stores) = (Arc::new(disk.clone()), Arc::new(Stores::default()));
+        EmbeddedLog::open(disk, identity(), small(), stores, clock.clone()).unwrap()
+    };
+    let body = |key: &'static str, body: &'static str| (Bytes::from(key), Bytes::from(body));
+    let mut log = open();
+    let (mut worker, mut router) = (join(&log, Group::Worker).await, join(&log, Group::Router).await);
+    // What waits fills most of its segment, which therefore stays, and in it the first record of "old".
+    worker.commit(outputs(vec![policy("old", "off"), record(LONGEST_DELAY, vec![1; 3_500])])).await.unwrap();
+    traffic(&log, &mut worker, 20).await;
+    worker.commit(outputs(vec![policy("kept", "on"), policy("old", ""), policy("young", "off")])).await.unwrap();
+    worker.commit(outputs(vec![policy("young", "")])).await.unwrap();
+    for (now_ms, waits, left) in [
+        (DAY_MS - 1, true, vec![body("kept", "on"), body("old", ""), body("young", "")]),
+        // Its older record is still there, and would be the last after a restart.
+        (DAY_MS, true, vec![body("kept", "on"), body("old", ""), body("young", "")]),
+        (DAY_MS, false, vec![body("kept", "on")]),
+    ] {
+        clock.0.store(now_ms, Ordering::Relaxed);
+        if !waits {
+            router.commit(passed(LONGEST_DELAY, 1)).await.unwrap();
+        }
+        for _ in 0..3 {
+            backlog(&log, &mut worker).await;
+            traffic(&log, &mut worker, 1).await;
+        }
+        assert_eq!(policies(&log).await, left, "at {now_ms}, {waits}");
+        log.close().unwrap();
+        log = open();
+        assert_eq!(policies(&log).await, left, "opened at {now_ms}, {waits}");
+        (worker, router) = (join(&log, Group::Worker).await, join(&log, Group::Router).await);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn dead_letters_go_after_their_time() {
     let (disk, clock) = (MemoryDisk::new(), Arc::new(TestClock::default()));

@@ -11,11 +11,12 @@ use std::{
     },
 };
 
-use prost::Message;
+use bytes::Bytes;
+use prost::{DecodeError, Message};
 
 use crate::{
     policy::policy_key,
-    ports::log::{Identity, Member, NewRecord, partition},
+    ports::log::{Identity, Member, NewRecord, Record, partition},
     record::{Control, Envelope, Schema},
     topic::{Topic, TopicPartition},
 };
@@ -34,6 +35,26 @@ pub fn control_record(identity: &Identity, policy: &Control, now_ms: u64) -> New
         envelope: Envelope { schema: Schema::Control as i32, region: identity.region.clone(), ..Envelope::default() },
         body: policy.encode_to_vec().into(),
     }
+}
+
+/// The record that lets `control` forget a policy that was deleted: one without a body. It stands behind the record that says
+/// so, which who knows nothing of this one reads.
+pub fn gone_record(identity: &Identity, kind: &str, key: &str, now_ms: u64) -> NewRecord {
+    let policy = Control { kind: kind.to_owned(), key: key.to_owned(), ..Control::default() };
+    NewRecord { body: Bytes::new(), ..control_record(identity, &policy, now_ms) }
+}
+
+/// The policy that a record of `control` is about.
+///
+/// # Errors
+/// Where its body is none.
+pub fn policy_of(record: &Record) -> Result<Control, DecodeError> {
+    if !record.body.is_empty() {
+        return Control::decode(record.body.clone());
+    }
+    let key = String::from_utf8_lossy(&record.key);
+    let (kind, key) = key.split_once('/').unwrap_or_default();
+    Ok(Control { kind: kind.to_owned(), key: key.to_owned(), deleted: true, ..Control::default() })
 }
 
 /// How far a process's feed has read `control`: shared by the feed and by everyone who must not act on what is old.
@@ -101,6 +122,8 @@ impl RoleVersions {
 
 #[cfg(test)]
 mod tests {
+    use crate::topic::Layout;
+
     use super::*;
 
     #[test]
@@ -125,5 +148,21 @@ mod tests {
         assert_eq!(versions.by_role(), [("gateway".to_owned(), 8), ("worker".to_owned(), 5)].into());
         versions.runs("worker", Member { ordinal: 1, count: 2 }, 8);
         assert_eq!(versions.by_role()["worker"], 7);
+    }
+
+    #[test]
+    fn a_record_without_a_body_is_of_a_policy_that_is_gone() {
+        let layout = Layout { shards: 1, requests: 1, receipts: 1 };
+        let identity = Identity { region: "eu".into(), epoch: 1, layout };
+        let as_read = |new: NewRecord| {
+            let NewRecord { at, key, timestamp_ms, envelope, body } = new;
+            Record { at, offset: 0, key, timestamp_ms, envelope, body }
+        };
+        let policy = Control { kind: "switch".into(), key: "a/b".into(), version: 3, ..Control::default() };
+        let written = as_read(control_record(&identity, &policy, 5));
+        assert_eq!(policy_of(&written).unwrap(), policy);
+        let gone = as_read(gone_record(&identity, "switch", "a/b", 6));
+        assert_eq!((&gone.key, gone.body.len()), (&written.key, 0));
+        assert_eq!(policy_of(&gone).unwrap(), Control { version: 0, deleted: true, ..policy });
     }
 }

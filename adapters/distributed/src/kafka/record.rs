@@ -12,7 +12,7 @@ use herald_core::{
     done_map::DoneMap,
     ports::log::{LogError, NewRecord, Position, Record},
     record::Envelope,
-    topic::TopicPartition,
+    topic::{Retention, TopicPartition},
 };
 use prost::Message as _;
 use rdkafka::{
@@ -47,12 +47,21 @@ pub(super) fn message<'a, D: IntoOpaque>(
     topic: &'a str,
     told: D,
 ) -> BaseRecord<'a, [u8], [u8], D> {
-    BaseRecord::with_opaque_to(topic, told)
+    let message = BaseRecord::with_opaque_to(topic, told)
         .partition(record.at.partition as i32)
         .key(record.key.as_ref())
-        .payload(record.body.as_ref())
         .timestamp(i64::try_from(record.timestamp_ms).unwrap_or(i64::MAX))
-        .headers(headers(record))
+        .headers(headers(record));
+    match value(record) {
+        Some(value) => message.payload(value),
+        None => message,
+    }
+}
+
+/// A record's value. On a compacted topic an empty body is none: brokers then forget the key, after `delete.retention.ms`.
+fn value(record: &NewRecord) -> Option<&[u8]> {
+    let is_gone = record.body.is_empty() && record.at.topic.retention() == Retention::Compacted;
+    (!is_gone).then_some(record.body.as_ref())
 }
 
 /// A message as it was read.

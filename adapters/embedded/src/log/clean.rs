@@ -2,7 +2,8 @@
 //!
 //! A segment is cleaned when less than a quarter of it is live, or, while the journal is more than twice the size of
 //! what is live, the one of which least is live. The newest segments are left alone: consumers are about to free them.
-//! Each flush cleans a bounded part.
+//! Each flush cleans a bounded part. What is not worth being copied is let go: a record which says that its key is gone, and
+//! which nobody needs any more.
 
 use std::sync::Arc;
 
@@ -85,7 +86,10 @@ impl Shared {
             *at += frame.bytes.len() as u64;
             rest = &rest[frame.bytes.len()..];
         }
-        self.state.lock().put_moved(&records);
+        let mut state = self.state.lock();
+        state.forget_gone(*segment, &records, self.clock.now_ms());
+        state.put_moved(&records);
+        drop(state);
         Ok(*at >= *length)
     }
 }

@@ -355,6 +355,8 @@ pub struct RecordEntry<'a> {
     pub timestamp_ms: u64,
     /// What it is compacted by.
     pub key: &'a [u8],
+    /// Whether it has no body.
+    pub is_empty: bool,
 }
 
 /// Iterates over a frame's entries.
@@ -387,9 +389,10 @@ fn decode_entry(bytes: &[u8], position: u64) -> Option<(Entry<'_>, usize)> {
     let entry = match rest.try_get_u8().ok()? {
         0x01 | 0x04 => {
             let length = rest.try_get_u32_le().ok()? as usize + 9;
-            let (fields, _) = Fields::decode(bytes.get(..length)?)?;
-            let Fields { at, offset, timestamp_ms, key, .. } = fields;
-            let record = RecordEntry { position, bytes: &bytes[..length], at, offset, timestamp_ms, key };
+            let (fields, envelope_at) = Fields::decode(bytes.get(..length)?)?;
+            let Fields { at, offset, timestamp_ms, key, envelope_bytes } = fields;
+            let is_empty = envelope_at + envelope_bytes == length;
+            let record = RecordEntry { position, bytes: &bytes[..length], at, offset, timestamp_ms, key, is_empty };
             return Some((Entry::Record(record), length));
         }
         0x02 => {

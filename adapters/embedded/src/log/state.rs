@@ -22,6 +22,9 @@ use super::{
 };
 use crate::disk::DiskFile;
 
+/// For how long a compacted topic tells that a key is gone: longer than any reader lags behind.
+const GONE_FOR_MS: u64 = 86_400_000;
+
 /// Where a record is.
 pub struct Entry {
     /// Its entry's place in the journal.
@@ -305,6 +308,27 @@ impl State {
             }
         }
         self.end_frame(frame);
+    }
+
+    /// Lets go, of a segment's records, those which say that their key is gone and are older than a day.
+    ///
+    /// Older records of a key are in front of its last one in the journal. After a restart one of them would be the last, were
+    /// it still there. So this is done in the first segment alone, with which all that is in front goes too.
+    pub fn forget_gone(&mut self, segment: u64, records: &[RecordEntry<'_>], now_ms: u64) {
+        if self.segments.first_key_value().is_none_or(|(first, _)| *first != segment) {
+            return;
+        }
+        let is_over =
+            |record: &&RecordEntry<'_>| record.is_empty && record.timestamp_ms.saturating_add(GONE_FOR_MS) <= now_ms;
+        for record in records.iter().filter(is_over) {
+            let Some(slot) = self.slot(record.at) else { continue };
+            let partition = &mut self.partitions[slot];
+            let is_here = partition.entries.get(&record.offset).is_some_and(|entry| entry.position == record.position);
+            if is_here && partition.at.topic.retention() == Retention::Compacted {
+                partition.keys.remove(record.key);
+                self.remove(slot, record.offset);
+            }
+        }
     }
 
     /// Writes copies of records that are still where they were, given by slot, offset, place and entry.

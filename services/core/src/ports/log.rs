@@ -24,7 +24,8 @@ pub struct NewRecord {
     pub timestamp_ms: u64,
     /// What the body is and whose.
     pub envelope: Envelope,
-    /// Opaque to the log.
+    /// Opaque to the log. On a compacted topic an empty one says that its key is gone: such a record goes too, a day later or
+    /// more, once no older one of its key is left.
     pub body: Bytes,
 }
 

@@ -127,7 +127,7 @@ impl Pacing {
             Passage::Some(few) => count = count.min(few.saturating_sub(at.planned)),
             Passage::Not { until_ms } => {
                 let due_ms = until_ms + world.below(SPREAD_MS);
-                let rest = Wait::until(due_ms).at_most(head.notification.expires_ms);
+                let rest = Wait { due_ms, cause: WaitCause::Provider }.at_most(head.notification.expires_ms);
                 return Pass { count: 0, rest, budgets: Vec::new() };
             }
         }
@@ -172,7 +172,7 @@ impl Pacing {
             at.retries.spend(count);
         }
         slowed_by.iter().for_each(|switch| self.slowing.take(switch, count));
-        let cause = short.as_ref().map_or(WaitCause::Unspecified, |short| cause_of(&short.budget));
+        let cause = short.as_ref().map_or(WaitCause::Provider, |short| cause_of(&short.budget));
         let due_ms = match short {
             _ if count == wanted => 0,
             Some(short) => self.waiting.place(&short, &head.tenant, lane, wanted - count, world),
@@ -230,11 +230,11 @@ impl Pacing {
     }
 }
 
-/// What must be lifted before there is more of a budget: providers and retries have budgets that nobody set.
+/// What must be lifted before there is more of a budget. Each provider has a pace, and a budget of retries, that nobody set.
 fn cause_of(budget: &str) -> WaitCause {
     match budget {
         budget if is_slowed(budget) => WaitCause::Switch,
-        budget if budget.starts_with("pace/") || budget.starts_with("retry/") => WaitCause::Unspecified,
+        budget if budget.starts_with("pace/") || budget.starts_with("retry/") => WaitCause::Provider,
         _ => WaitCause::Limit,
     }
 }

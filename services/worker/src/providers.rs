@@ -8,6 +8,7 @@ use herald_core::{
     outputs::Wait,
     ports::channel::{Channel, Opener, ProviderFault},
     providers::{Provider, ProviderRow, Providers, chosen},
+    record::WaitCause,
 };
 use parking_lot::Mutex;
 
@@ -135,7 +136,7 @@ impl Worker {
 
     /// Those whose provider can be used; the others wait.
     pub(crate) fn with_ways(&mut self, jobs: Vec<Job>) -> Vec<Job> {
-        let wait = Wait::until(self.deps.world.now_ms() + HOLD_MS);
+        let wait = Wait { due_ms: self.deps.world.now_ms() + HOLD_MS, cause: WaitCause::Provider };
         let is_open = |job: &Job| job.provider.as_ref().is_none_or(|provider| self.ways.contains_key(provider));
         let (open, shut): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(is_open);
         for job in shut {

@@ -1,7 +1,7 @@
 //! The router: what waits in a delay tier leaves it after the tier's delay, into the next tier that is not past its due
 //! time, or back to its topic.
 //!
-//! When a switch or a limit is lifted, what waits for it goes home at once: the tiers that may hold it are drained to the
+//! When a switch, a limit or a provider is lifted, what waits for it goes home at once: the tiers that may hold it are drained to the
 //! ends that they had, in order, and what waits for something else goes on to the tier of what is left of its time.
 
 use std::{
@@ -56,7 +56,7 @@ struct Tier {
     /// The first records that wait in it.
     held: VecDeque<Record>,
     /// By [`WaitCause`]: what is in front of this offset and waits for it goes home, since it was lifted.
-    lifted: [u64; 3],
+    lifted: [u64; 4],
 }
 
 impl Tier {
@@ -194,7 +194,8 @@ impl Router {
     }
 }
 
-/// Whether a tier may hold what waits for a switch or a limit: nothing waits for one longer without asking.
+/// Whether a tier may hold what can be lifted: nothing waits for a switch or a limit longer without asking, and for a provider
+/// only what that asked for itself.
 fn may_be_lifted(topic: Topic) -> bool {
     matches!(topic, Topic::Delayed(tier) if tier <= tier_for(LONGEST_WAIT_MS))
 }

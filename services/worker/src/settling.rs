@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use herald_core::{
     outputs::Wait,
     ports::{channel::Outcome, log::Mark},
-    record::State,
+    record::{State, WaitCause},
 };
 
 use crate::{
@@ -101,7 +101,7 @@ impl Worker {
         self.pacing.slowing.sent(head, Some(&batch.provider), outcomes.len() as u64, now_ms);
         let ended = shard.endings.of(head, now_ms);
         let (mut finished, mut undelivered) = (Vec::with_capacity(outcomes.len()), Vec::new());
-        let mut again: BTreeMap<(u32, u64), Vec<u32>> = BTreeMap::new();
+        let mut again: BTreeMap<(u32, Wait), Vec<u32>> = BTreeMap::new();
         let mut dead: BTreeMap<(&'static str, String), (End, Vec<u32>)> = BTreeMap::new();
         let refusal = outcomes.iter().rev().find_map(|(_, outcome)| outcome.code()).map(str::to_owned);
         for (i, outcome) in outcomes {
@@ -128,15 +128,17 @@ impl Worker {
                         Why::AccountFault => self.deps.stats.add(|s| &s.account_faults, 1),
                     }
                     let due_ms = now_ms + delay_ms.div_ceil(DUE_GRAIN_MS) * DUE_GRAIN_MS;
-                    again.entry((attempts, due_ms)).or_default().push(item.in_section);
+                    // Another account may be set meanwhile; a backoff is over when it is over.
+                    let cause = if why == Why::AccountFault { WaitCause::Provider } else { WaitCause::Unspecified };
+                    again.entry((attempts, Wait { due_ms, cause })).or_default().push(item.in_section);
                 }
             }
         }
         undelivered.iter().for_each(|user| shard.release(head, user));
         let home = deliveries_home(*topic, shard.number);
-        for ((attempts, due_ms), users) in again {
+        for ((attempts, wait), users) in again {
             let (section, summary) = part_of(head, &users, attempts);
-            shard.outputs.section(home, Some(Wait::until(due_ms)), section, summary);
+            shard.outputs.section(home, Some(wait), section, summary);
         }
         let place = shard.place(*topic, *offset);
         for (end, users) in dead.into_values() {

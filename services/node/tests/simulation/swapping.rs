@@ -31,7 +31,8 @@ struct Began {
     instance: InstanceId,
 }
 
-/// Servers by their URLs. That of `closed:` cannot be opened, and that of `down:` takes nothing.
+/// Servers by their URLs. That of `closed:` cannot be opened, that of `down:` takes nothing, and that of `account:` refuses who
+/// sends.
 struct Servers {
     world: World,
     began: Arc<Mutex<Vec<Began>>>,
@@ -83,6 +84,7 @@ impl Channel for Server {
                 index,
                 match self.url.as_str() {
                     "down:" => Outcome::RetryAfter { after: None, code: "down".into() },
+                    "account:" => Outcome::AccountFault { code: "account".into() },
                     _ => Outcome::Accepted { provider_id: None },
                 },
             );
@@ -228,6 +230,28 @@ async fn a_provider_that_was_down_and_is_set_anew_is_sent_to_at_once() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(set.began("up:", set_ms, set_ms + 2_000) > 100);
     set.fan_out.stop().await;
+}
+
+/// It does not wait for the next probe of the one before, which may be a minute away, or for the end of its turn in a tier.
+#[tokio::test(start_paused = true)]
+async fn what_waited_for_a_provider_goes_at_once_when_another_takes_its_place() {
+    for (before, cause) in [("down:", "down"), ("closed:", "not to be opened"), ("account:", "refusing the account")] {
+        let set = Set::start().await;
+        set.put("relay", before).await;
+        let id = set.fan_out.to_everyone().await;
+        // Long enough for the waits of the breaker to be at their longest; not a multiple of what is waited for.
+        tokio::time::sleep(Duration::from_secs(153)).await;
+        let waiting = email(&set.fan_out.totals(id).await.unwrap()).in_flight();
+        assert!(waiting > USERS as u64 / 2, "{waiting} wait");
+        let before_ms = set.fan_out.world.now_ms();
+        set.put("relay", "up:").await;
+        set.has_begun("up:", waiting / 2).await;
+        let took_ms = set.fan_out.world.now_ms() - before_ms;
+        assert!(took_ms < 5_000, "{cause}: it took {took_ms} ms to begin half of them");
+        let totals = set.fan_out.until("everything is out", id, Totals::settled).await;
+        assert_eq!((email(&totals).in_flight(), set.began("up:", 0, u64::MAX)), (0, email(&totals).delivered));
+        set.fan_out.stop().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,11 +12,13 @@ use herald_core::{
     clock::World,
     ids::{InstanceId, NotificationId, TenantId},
     limits::LimitRow,
+    policy::kind,
     ports::{
         channel::{Channel, Gate, Message, Outcome, Sink},
         log::Identity,
     },
     record::{Channel as ChannelKind, audience::Kind},
+    switches::{SwitchRow, SwitchScope, SwitchState},
     topic::Layout,
 };
 use herald_embedded::{
@@ -55,6 +57,8 @@ enum Mood {
 struct Seen {
     /// When each attempt was made, and for whom.
     attempts: Vec<(u64, String)>,
+    /// When each batch came, and how much of whom was in it.
+    batches: Vec<(u64, BTreeMap<String, u64>)>,
     taken: BTreeSet<InstanceId>,
     /// The second, and how many were taken in it.
     second: (u64, u64),
@@ -104,6 +108,9 @@ impl Channel for Moody {
     }
 
     async fn deliver(&self, batch: Vec<Message>, gate: Arc<dyn Gate>, sink: Arc<dyn Sink>) {
+        let mut of = BTreeMap::new();
+        batch.iter().for_each(|message| *of.entry(message.tenant.as_str().to_owned()).or_default() += 1);
+        self.seen.lock().unwrap().batches.push((self.world.now_ms(), of));
         tokio::time::sleep(Duration::from_millis(20)).await;
         let mut hangs = false;
         for (index, message) in batch.iter().enumerate() {
@@ -129,7 +136,7 @@ struct Node {
     tenants: Vec<TenantId>,
     users: usize,
     sent: Vec<(TenantId, NotificationId)>,
-    _roles: Roles,
+    roles: Roles,
 }
 
 impl Node {
@@ -163,28 +170,67 @@ impl Node {
             kind: ScenarioKind::Crowds,
         };
         scenario.set_up(&backends, &roles, world.now_ms()).await.unwrap();
-        Self { backends, provider, world, tenants: scenario.tenants, users, sent: Vec::new(), _roles: roles }
+        Self { backends, provider, world, tenants: scenario.tenants, users, sent: Vec::new(), roles }
     }
 
     /// Sends to everybody of a tenant, so many times.
     async fn send_to_all(&mut self, tenant: usize, times: usize) {
         for number in 0..times {
-            let planned = Planned {
-                tenant: self.tenants[tenant].clone(),
-                number,
-                kind: Kind::Everyone(true),
-                actor: format!("actor-{number}"),
-                dedupe_key: String::new(),
-                idempotency_key: String::new(),
-                transactional: false,
-                send_in_ms: 0,
-                ttl_ms: DAY_MS,
-                recipients: BTreeSet::new(),
-            };
-            let id = self.world.notification_id();
+            let (planned, id) = self.to_all(tenant, number);
             send(&planned, id, false, &self.backends, self.world.now_ms()).await.unwrap();
-            self.sent.push((planned.tenant, id));
         }
+    }
+
+    /// A notification to everybody of a tenant, noted as sent.
+    fn to_all(&mut self, tenant: usize, number: usize) -> (Planned, NotificationId) {
+        let planned = Planned {
+            tenant: self.tenants[tenant].clone(),
+            number,
+            kind: Kind::Everyone(true),
+            actor: format!("actor-{number}"),
+            dedupe_key: String::new(),
+            idempotency_key: String::new(),
+            transactional: false,
+            send_in_ms: 0,
+            ttl_ms: DAY_MS,
+            recipients: BTreeSet::new(),
+        };
+        let id = self.world.notification_id();
+        self.sent.push((planned.tenant.clone(), id));
+        (planned, id)
+    }
+
+    /// Sets the switch of a tenant; returns when that was answered.
+    async fn switch(&self, tenant: usize, state: SwitchState) -> u64 {
+        let scope = SwitchScope { tenant: Some(self.tenants[tenant].to_string()), ..SwitchScope::default() };
+        let id = scope.switch_id();
+        let row = SwitchRow { scope, state, reason: String::new(), expires_ms: None, set_ms: 0, set_by: String::new() };
+        let value = serde_json::to_vec(&row).unwrap().into();
+        self.roles.publisher.put_log_first(kind::SWITCH, vec![(id, Some(value))]).await.unwrap();
+        self.world.now_ms()
+    }
+
+    /// Sends to everybody of two tenants at once, ten times a second; returns when.
+    async fn send_steadily(&mut self, seconds: u64) -> Vec<u64> {
+        let (mut due, mut sent_ms) = (tokio::time::interval(Duration::from_millis(100)), Vec::new());
+        for _ in 0..seconds * 10 {
+            due.tick().await;
+            sent_ms.push(self.world.now_ms());
+            let (now_ms, [one, other]) = (self.world.now_ms(), [0, 1].map(|tenant| self.to_all(tenant, 0)));
+            let (one, other) = tokio::join!(
+                send(&one.0, one.1, false, &self.backends, now_ms),
+                send(&other.0, other.1, false, &self.backends, now_ms)
+            );
+            one.and(other).unwrap();
+        }
+        sent_ms
+    }
+
+    /// Attempts of a tenant's messages in a span of time.
+    fn attempts_within(&self, tenant: &str, from_ms: u64, until_ms: u64) -> u64 {
+        let seen = self.provider.seen.lock().unwrap();
+        let within = seen.attempts.iter().filter(|(at_ms, of)| of == tenant && (from_ms..until_ms).contains(at_ms));
+        within.count() as u64
     }
 
     fn is_now(&self, mood: Mood) {
@@ -338,5 +384,33 @@ fn a_limit_without_a_channel_paces_expansion_too() {
         assert!((300..=700).contains(&accepted), "{accepted} instances of 2000 after 5 s");
         node.all_taken(Duration::from_secs(120)).await;
         assert_eq!(node.accepted().await, 2_000);
+    });
+}
+
+/// Messages of two tenants come together, are decided on in one turn and go by one provider; one of the tenants is slowed.
+#[test]
+fn what_is_slowed_holds_up_nothing_that_comes_with_it() {
+    run(async || {
+        let mut node = Node::start(2, 50, Vec::new()).await;
+        node.send_steadily(10).await;
+        let slow_ms = node.switch(0, SwitchState::Slow).await;
+        let sent_ms = node.send_steadily(10).await;
+        let end_ms = node.world.now_ms();
+        // Everybody was sent 500 a second, so 50 are left of the slowed.
+        let slowed = node.attempts_within("t0", slow_ms + 1_000, end_ms) * 1_000 / (end_ms - slow_ms - 1_000);
+        let other = node.attempts_within("t1", slow_ms + 1_000, end_ms) * 1_000 / (end_ms - slow_ms - 1_000);
+        assert!((45..=55).contains(&slowed) && (490..=510).contains(&other), "{slowed} and {other} a second");
+        for (before, at_ms) in (1..).zip(sent_ms.iter().take(sent_ms.len() - 5)) {
+            let begun = node.attempts_within("t1", sent_ms[0], at_ms + 300);
+            assert!(begun >= before * 50, "{begun} of {} had begun", before * 50);
+        }
+        let seen = node.provider.seen.lock().unwrap();
+        let is_mixed = |batch: &BTreeMap<String, u64>| batch.len() == 2;
+        let (before, since): (Vec<_>, Vec<_>) = seen.batches.iter().partition(|(at_ms, _)| *at_ms < slow_ms);
+        assert!(before.iter().filter(|(_, batch)| is_mixed(batch)).count() > 50, "they share turns");
+        let since = || since.iter().filter(|(at_ms, _)| *at_ms > slow_ms + 1_000).map(|(_, batch)| batch);
+        assert!(!since().any(is_mixed), "a small batch is for the slowed alone");
+        let largest = |tenant| since().filter_map(|batch| batch.get(tenant)).max();
+        assert!(largest("t0") <= Some(&25) && largest("t1") > Some(&25), "{:?}, {:?}", largest("t0"), largest("t1"));
     });
 }

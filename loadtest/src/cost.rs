@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How long what has ended may take to arrive here.
-const ARRIVAL: Duration = Duration::from_secs(30);
+pub const ARRIVAL: Duration = Duration::from_secs(30);
 
 /// Instances that fill the caches of people before the measurement.
 const WARM_UP: u64 = 100_000;

@@ -93,11 +93,11 @@ impl Herald {
         let data = tempfile::Builder::new().prefix("herald-loadtest-").tempdir_in(parent)?;
         let servers = binary.servers.then(Servers::fresh).transpose()?;
         let shared = servers.as_ref().map_or(&[][..], Servers::settings);
-        if !shared.is_empty() {
-            migrate(&binary.herald, shared)?;
-        }
         let set: Vec<&str> =
             shared.iter().chain(&binary.set).map(String::as_str).chain(settings.iter().copied()).collect();
+        if servers.is_some() {
+            migrate(&binary.herald, &set)?;
+        }
         let parts = if binary.processes { &PARTS[..] } else { &WHOLE };
         let mut processes = Vec::new();
         for (name, arguments) in parts {
@@ -216,8 +216,8 @@ impl Drop for Process {
 }
 
 /// Makes the schema and the topics.
-fn migrate(herald: &Path, settings: &[String]) -> anyhow::Result<()> {
-    let settings = settings.iter().flat_map(|setting| ["--set", setting]);
+fn migrate(herald: &Path, settings: &[&str]) -> anyhow::Result<()> {
+    let settings = settings.iter().flat_map(|setting| ["--set", *setting]);
     let migrated = Command::new(herald).arg("migrate").args(settings).output()?;
     anyhow::ensure!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
     Ok(())

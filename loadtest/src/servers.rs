@@ -1,6 +1,8 @@
 //! Kafka, Cassandra and Redis as `deploy/local/servers up` starts them: where they are, and what CPU time they take.
 
 use std::{
+    io::{Read, Write},
+    net::TcpStream,
     process::Command,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -16,11 +18,13 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// A new part of the servers that `target/servers/env` names.
+    /// A new part of the servers that `target/servers/env` names. Redis is emptied: a claim takes some 200 bytes for a day,
+    /// so a few runs would fill it.
     ///
     /// # Errors
     /// If they are not named or do not run.
     pub fn fresh() -> anyhow::Result<Self> {
+        empty(&named("REDIS")?).context("Redis cannot be emptied")?;
         let name = format!("load{:x}", SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros());
         let settings = vec![
             format!("log=kafka://{}/{name}", named("KAFKA")?),
@@ -45,6 +49,16 @@ impl Servers {
     pub fn cpu(&self) -> anyhow::Result<Vec<(String, Cpu)>> {
         self.processes.iter().map(|(name, pid)| Ok((name.clone(), cpu_of(*pid)?))).collect()
     }
+}
+
+/// See <https://redis.io/docs/latest/develop/reference/protocol-spec/#inline-commands>.
+fn empty(redis: &str) -> anyhow::Result<()> {
+    let mut connection = TcpStream::connect(redis)?;
+    connection.write_all(b"FLUSHALL SYNC\r\n")?;
+    let mut answer = [0; 5];
+    connection.read_exact(&mut answer)?;
+    anyhow::ensure!(&answer == b"+OK\r\n", "it answered {:?}", String::from_utf8_lossy(&answer));
+    Ok(())
 }
 
 fn named(server: &str) -> anyhow::Result<String> {

@@ -104,10 +104,16 @@ fn send(
 }
 
 fn read(consumer: &BaseConsumer, instances: u64, taken: &tokio::sync::mpsc::Sender<String>) -> anyhow::Result<()> {
-    for _ in 0..instances {
-        let record = consumer.poll(PATIENCE).context("no more records came")??;
+    let (mut read, mut last) = (0, Instant::now());
+    while read < instances {
+        let Some(record) = consumer.poll(Duration::from_secs(1)) else {
+            anyhow::ensure!(last.elapsed() < PATIENCE, "no more records come");
+            continue;
+        };
+        let record = record?;
         let user = str::from_utf8(record.key().context("a record without a key")?)?;
         taken.blocking_send(user.to_owned())?;
+        (read, last) = (read + 1, Instant::now());
     }
     Ok(())
 }

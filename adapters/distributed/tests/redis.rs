@@ -388,6 +388,19 @@ async fn a_server_that_does_not_answer_is_left_alone_for_a_while() {
     until("it is asked again", async || claims.sequence(1).await.is_ok()).await;
 }
 
+#[tokio::test]
+async fn a_server_that_is_full_says_so_until_it_has_room() {
+    let server = Server::start(&[]);
+    let claims = RedisClaims::new(server.connect().await);
+    server.command(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    for _ in 0..2 {
+        let error = claims.apply(1, 0, &[take(1, 1)], NOW_MS).await.unwrap_err().to_string();
+        assert!(error.contains("raise its maxmemory"), "it does answer: {error}");
+    }
+    server.command(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    assert_eq!(claims.apply(1, 0, &[take(1, 1)], NOW_MS).await.unwrap(), owner(1));
+}
+
 fn signal(child: &Child, signal: &str) {
     let sent = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
     assert!(sent.success());

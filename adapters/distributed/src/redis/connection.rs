@@ -173,8 +173,11 @@ impl Redis {
                 "{error}; check that the port speaks TLS, and that redis.ca_file holds the authority of its certificate \
                  and this names the server's host"
             ),
-            // It is there and refuses: out of memory, read-only, nobody logged in.
-            Ok(Err(error)) if matches!(error.kind(), ErrorKind::Server(_)) => {
+            Ok(Err(error)) if error.code() == Some("OOM") => {
+                return Err(StoreError::Unavailable(format!("Redis is full; raise its maxmemory: {error}")));
+            }
+            // It is there and refuses: read-only, nobody logged in, or something that the client has no name for.
+            Ok(Err(error)) if matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension) => {
                 return Err(StoreError::Unavailable(format!("Redis: {error}")));
             }
             Ok(Err(error)) => error.to_string(),

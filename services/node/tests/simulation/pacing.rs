@@ -176,13 +176,13 @@ impl Node {
     /// Sends to everybody of a tenant, so many times.
     async fn send_to_all(&mut self, tenant: usize, times: usize) {
         for number in 0..times {
-            let (planned, id) = self.send_to_all(tenant, number);
+            let (planned, id) = self.plan_for_all(tenant, number);
             send(&planned, id, false, &self.backends, self.world.now_ms()).await.unwrap();
         }
     }
 
     /// A notification to everybody of a tenant, noted as sent.
-    fn send_to_all(&mut self, tenant: usize, number: usize) -> (Planned, NotificationId) {
+    fn plan_for_all(&mut self, tenant: usize, number: usize) -> (Planned, NotificationId) {
         let planned = Planned {
             tenant: self.tenants[tenant].clone(),
             number,
@@ -216,7 +216,7 @@ impl Node {
         for _ in 0..seconds * 10 {
             due.tick().await;
             sent_ms.push(self.world.now_ms());
-            let (now_ms, [one, other]) = (self.world.now_ms(), [0, 1].map(|tenant| self.send_to_all(tenant, 0)));
+            let (now_ms, [one, other]) = (self.world.now_ms(), [0, 1].map(|tenant| self.plan_for_all(tenant, 0)));
             let (one, other) = tokio::join!(
                 send(&one.0, one.1, false, &self.backends, now_ms),
                 send(&other.0, other.1, false, &self.backends, now_ms)

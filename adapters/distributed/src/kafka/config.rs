@@ -294,6 +294,12 @@ impl KafkaConfig {
         (2 * self.commit_timeout_ms).max(self.session_timeout_ms)
     }
 
+    /// What a rebalance takes at most: until a member that does not let go has lost its partitions, and another has been
+    /// silent for too long, with a margin for the answers.
+    pub(super) fn longest_rebalance(&self) -> Duration {
+        Duration::from_millis(u64::from(self.max_poll_interval_ms()) + u64::from(self.session_timeout_ms) + 10_000)
+    }
+
     /// The largest record, in bytes.
     pub(super) fn max_record_bytes(&self) -> u32 {
         self.max_record_kib.saturating_mul(1_024).clamp(1_024, 1_000_000_000)

@@ -66,6 +66,7 @@ pub(super) fn start(
         epoch: 0,
         positions: BTreeMap::new(),
         let_go_by: None,
+        waits_since: None,
         commits: 0,
     };
     thread::Builder::new().name(format!("kafka {}", group.name())).spawn(move || thread.run())?;
@@ -120,6 +121,8 @@ struct MemberThread {
     positions: BTreeMap<TopicPartition, Position>,
     /// When partitions that the group wants back are given back at the latest.
     let_go_by: Option<Instant>,
+    /// Since when the member waits to be told its partitions.
+    waits_since: Option<Instant>,
     commits: u64,
 }
 
@@ -152,6 +155,7 @@ impl MemberThread {
                 Ok(session) => {
                     self.session = Some(session);
                     self.standing = Standing::Joined;
+                    self.waits_since = Some(now);
                 }
                 Err(error) => {
                     tracing::warn!(member = self.name, %error, "a member cannot join its group; it tries again");
@@ -166,6 +170,7 @@ impl MemberThread {
                     self.let_go();
                 }
                 self.check();
+                self.check_wait();
             }
             Standing::Suspect { until } => {
                 self.listen();
@@ -228,6 +233,20 @@ impl MemberThread {
         }
     }
 
+    /// Ends a session to which the group has told nothing for longer than any rebalance takes: after an outage the consumer
+    /// may wait for a coordinator that does not know of it.
+    fn check_wait(&mut self) {
+        let longest = self.config.longest_rebalance();
+        if self.waits_since.is_some_and(|since| since.elapsed() > longest) {
+            tracing::warn!(
+                member = self.name,
+                ?longest,
+                "a member heard nothing of its group; it joins with new clients"
+            );
+            self.suspect();
+        }
+    }
+
     /// Something was fenced, or is of no use any more: the partitions are gone, and what is to be done shows soon.
     fn suspect(&mut self) {
         self.lose();
@@ -236,7 +255,7 @@ impl MemberThread {
     }
 
     fn lose(&mut self) {
-        self.let_go_by = None;
+        (self.let_go_by, self.waits_since) = (None, None);
         self.positions.clear();
         self.shared.lose();
     }
@@ -296,6 +315,7 @@ impl MemberThread {
         begun.map_err(|error| unavailable("partitions cannot be taken", &error))?;
         self.epoch += 1;
         self.positions = positions.iter().cloned().collect();
+        self.waits_since = None;
         tracing::info!(member = self.name, partitions = positions.len(), epoch = self.epoch, "partitions are taken");
         self.shared.assign(self.epoch, inputs, positions);
         Ok(())
@@ -342,6 +362,7 @@ impl MemberThread {
     /// Gives the partitions back.
     fn let_go(&mut self) {
         self.lose();
+        self.waits_since = Some(Instant::now());
         if let Some(session) = &self.session
             && let Err(error) = session.consumer.unassign()
         {

@@ -24,7 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// The role that a process's snapshot itself stands for: gateways and control planes decide with the newest one.
 const SNAPSHOT: &str = "snapshot";
 
-/// Reports what this process runs, and the highest feature level that it reads, until shutdown, at once after each change, then takes its leave.
+/// Reports what this process runs, and the highest feature level that it reads, until shutdown, at once after each change,
+/// then takes its leave.
 pub async fn report_until(
     fleet: Arc<dyn Fleet>,
     process: String,

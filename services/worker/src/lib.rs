@@ -19,6 +19,7 @@ mod live;
 mod moving;
 mod order;
 mod pacing;
+mod passing;
 mod people;
 mod prepare;
 mod providers;

@@ -15,7 +15,10 @@ use herald_core::{
 use prost::Message as _;
 use tokio_util::sync::CancellationToken;
 
-use crate::revive::{Books, revive};
+use crate::{
+    passing::wait_out,
+    revive::{Books, revive},
+};
 
 /// Letters of one commit.
 const MAX_LETTERS: usize = 32;
@@ -30,7 +33,6 @@ const MAX_SCANNED: usize = 1_000;
 const POLL_RECORDS: usize = 16;
 
 const IDLE_WAIT: Duration = Duration::from_millis(500);
-const RETRY_WAIT: Duration = Duration::from_millis(250);
 
 struct Redriver {
     log: Arc<dyn Log>,
@@ -236,14 +238,4 @@ fn put_out(order: Redrive, page: Page, now_ms: u64, outputs: &mut Outputs) -> Op
     told.letters.clear();
     outputs.record(redrives(), outputs.envelope(Schema::Redriven, ""), body(&told));
     Some(told)
-}
-
-/// Waits a moment after a passing error of the log; any other ends the role.
-async fn wait_out(error: LogError, what: &str) -> anyhow::Result<()> {
-    if !error.is_passing() {
-        return Err(error.into());
-    }
-    tracing::warn!(%error, what, "the redriver waits");
-    tokio::time::sleep(RETRY_WAIT).await;
-    Ok(())
 }

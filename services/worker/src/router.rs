@@ -24,7 +24,7 @@ use herald_core::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Stats, burying::request_id, lifting::Lifting};
+use crate::{Stats, burying::request_id, lifting::Lifting, passing::wait_out};
 
 /// Why a record that does not say where it came from is dead.
 const HOMELESS: &str = "no_home";
@@ -105,11 +105,7 @@ pub async fn run(deps: RouterDeps, member: Member, shutdown: CancellationToken) 
                     router.tiers.entry(record.at).or_default().held.push_back(record);
                 }
             }
-            Err(error) if !error.is_passing() => return Err(error.into()),
-            Err(error) => {
-                tracing::warn!(%error, "delay tiers cannot be polled");
-                tokio::time::sleep(MAX_WAIT).await;
-            }
+            Err(error) => wait_out(error, "delay tiers cannot be polled").await?,
         }
         let version = router.lift().await;
         router.pass_on().await?;

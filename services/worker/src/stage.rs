@@ -23,6 +23,7 @@ use crate::{
     delivery::{Batch, Event, Events, Freshness, watch_durability},
     in_doubt::{Answered, InDoubt},
     pacing::Pacing,
+    passing::wait_out,
     people::People,
     prepare::Renderers,
     providers::{Ways, kinds_of},
@@ -34,6 +35,9 @@ use crate::{
 
 /// How long the loop sleeps when nothing happens: often enough to keep `user-changes` read and the shards committed.
 const IDLE_WAIT: Duration = Duration::from_millis(250);
+
+/// What is said while the log cannot be read.
+const UNREAD: &str = "the log cannot be read; nothing is decided meanwhile";
 
 /// How long the loop sleeps with work in hand while it does not know yet which cancels there are.
 const UNINFORMED_WAIT: Duration = Duration::from_millis(10);
@@ -162,7 +166,7 @@ impl Worker {
             () = shutdown.cancelled() => return Ok(()),
             polled = self.subscription.poll(max, wait) => match polled {
                 Ok(polled) => self.take_polled(polled).await?,
-                Err(error) => wait_out(error).await?,
+                Err(error) => wait_out(error, UNREAD).await?,
             },
             () = events.some() => {}
             () = tokio::time::sleep_until(commit_at.unwrap_or_else(Instant::now)), if commit_at.is_some() => {}
@@ -396,7 +400,7 @@ impl Worker {
             let assignments = self.assignments;
             if let Err(error) = self.read_changes_to_ends().await? {
                 self.pause_full(false);
-                wait_out(error).await?;
+                wait_out(error, UNREAD).await?;
                 return Ok(false);
             }
             // A shard that came meanwhile has changes of its own.
@@ -519,14 +523,4 @@ fn part(record: &Record, mark: Mark, first_unit: u64, first: u32, head: &Arc<Hea
         mark,
         chunk: Chunk { head: head.clone(), first, users },
     }
-}
-
-/// Waits a moment after a passing error of the log; any other ends the role.
-async fn wait_out(error: LogError) -> anyhow::Result<()> {
-    if !error.is_passing() {
-        return Err(error.into());
-    }
-    tracing::warn!(%error, "the log cannot be read; nothing is decided meanwhile");
-    tokio::time::sleep(IDLE_WAIT).await;
-    Ok(())
 }

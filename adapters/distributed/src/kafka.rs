@@ -27,7 +27,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -76,8 +76,8 @@ struct Shared {
     appender: Producing<Appended>,
     /// One client a group, to ask for its positions.
     groups: Mutex<HashMap<Group, Arc<BaseConsumer<Plain>>>>,
-    /// Which members of this process have been told their partitions.
-    assigned: Mutex<HashMap<(Group, u32), Arc<AtomicBool>>>,
+    /// The assignments of this process's members; 0 for those that wait for one.
+    epochs: Mutex<HashMap<(Group, u32), Arc<AtomicU64>>>,
 }
 
 impl KafkaLog {
@@ -93,8 +93,8 @@ impl KafkaLog {
         let (asked, its_names, region) = (config.clone(), names.clone(), region.to_owned());
         let opened = tokio::task::spawn_blocking(move || topics::open(&asked, &its_names, &region, layout));
         let identity = opened.await.map_err(|error| OpenError::Refused(format!("opening ended early: {error}")))??;
-        let (groups, assigned) = (Mutex::default(), Mutex::default());
-        let shared = Shared { config, identity, names, readers, appender, groups, assigned };
+        let (groups, epochs) = (Mutex::default(), Mutex::default());
+        let shared = Shared { config, identity, names, readers, appender, groups, epochs };
         let log = Self { shared: Arc::new(shared) };
         log.spawn_trimming();
         Ok(log)
@@ -174,12 +174,12 @@ impl Log for KafkaLog {
     async fn subscribe(&self, group: Group, member: Member) -> Result<Box<dyn Subscription>, LogError> {
         let Shared { config, names, readers, .. } = &*self.shared;
         let joined = KafkaSubscription::join(config, names.clone(), readers.clone(), group, member)?;
-        self.shared.assigned.lock().insert((group, member.ordinal), joined.is_assigned());
+        self.shared.epochs.lock().insert((group, member.ordinal), joined.epoch());
         Ok(Box::new(joined))
     }
 
     fn is_assigned(&self, group: Group, ordinal: u32) -> bool {
-        self.shared.assigned.lock().get(&(group, ordinal)).is_some_and(|assigned| assigned.load(Relaxed))
+        self.shared.epochs.lock().get(&(group, ordinal)).is_some_and(|epoch| epoch.load(Relaxed) != 0)
     }
 
     async fn read(&self, at: TopicPartition, from: u64, max: usize) -> Result<(Vec<Record>, u64), LogError> {

@@ -14,7 +14,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc,
     },
     time::Duration,
@@ -57,10 +57,8 @@ pub(super) struct KafkaSubscription {
     readers: Arc<Readers>,
     /// A thread that is not seen for so long hangs.
     longest_step: Duration,
-    /// The assignment that was polled.
-    epoch: u64,
-    /// Whether one was that still holds.
-    assigned: Arc<AtomicBool>,
+    /// The assignment that was polled; 0 while none holds. Others look whether there is one.
+    epoch: Arc<AtomicU64>,
     /// Which partition is served first.
     turn: usize,
 }
@@ -248,12 +246,12 @@ impl KafkaSubscription {
         let wishes = membership::start(config, names, group, member, shared.clone())
             .map_err(|error| unavailable("a member cannot start", &error))?;
         let longest_step = config.commit_timeout() + STEP_MARGIN;
-        Ok(Self { shared, wishes, readers, longest_step, epoch: 0, assigned: Arc::default(), turn: 0 })
+        Ok(Self { shared, wishes, readers, longest_step, epoch: Arc::default(), turn: 0 })
     }
 
-    /// Whether an assignment was polled that still holds, for whoever watches.
-    pub fn is_assigned(&self) -> Arc<AtomicBool> {
-        self.assigned.clone()
+    /// The assignment that was polled, for whoever watches; 0 while none holds.
+    pub fn epoch(&self) -> Arc<AtomicU64> {
+        self.epoch.clone()
     }
 
     /// What there is for a poll; `None` if there is nothing.
@@ -272,13 +270,11 @@ impl KafkaSubscription {
             }
         }
         if !view.revoked.is_empty() {
-            self.epoch = 0;
-            self.assigned.store(false, Relaxed);
+            self.epoch.store(0, Relaxed);
             return Ok(Some(Polled { revoked: std::mem::take(&mut view.revoked), ..Polled::default() }));
         }
         if let Some((epoch, assigned)) = view.assigned.take() {
-            self.epoch = epoch;
-            self.assigned.store(true, Relaxed);
+            self.epoch.store(epoch, Relaxed);
             return Ok(Some(Polled { assigned, ..Polled::default() }));
         }
         if view.taken_over || self.shared.hangs(self.longest_step) {
@@ -311,7 +307,8 @@ impl Subscription for KafkaSubscription {
     async fn commit(&mut self, commit: Commit) -> Result<Committed, LogError> {
         let (answer, answered) = oneshot::channel();
         let ended = |error: &dyn std::fmt::Display| unavailable("the member has ended", error);
-        self.wishes.send(Wish::Commit { epoch: self.epoch, commit, answer }).map_err(|e| ended(&e))?;
+        let epoch = self.epoch.load(Relaxed);
+        self.wishes.send(Wish::Commit { epoch, commit, answer }).map_err(|e| ended(&e))?;
         // A thread that goes on keeps its own time.
         tokio::select! {
             biased;
@@ -344,9 +341,8 @@ mod tests {
         let (wishes, wished) = mpsc::channel();
         shared.sees();
         let longest_step = config.commit_timeout() + STEP_MARGIN;
-        let assigned = Arc::default();
-        let member =
-            KafkaSubscription { shared: shared.clone(), wishes, readers, longest_step, epoch: 0, assigned, turn: 0 };
+        let epoch = Arc::default();
+        let member = KafkaSubscription { shared: shared.clone(), wishes, readers, longest_step, epoch, turn: 0 };
         (member, shared, wished)
     }
 

@@ -14,6 +14,12 @@ use tonic::{
     transport::Channel,
 };
 
+/// The tenant's key of `herald dev`.
+pub const DEV_KEY: &str = "hk_dev_demo";
+
+/// The operator's key of `herald dev`.
+pub const ADMIN_KEY: &str = "hk_dev_admin";
+
 /// The largest answer taken, in bytes: a page of 1,000 requests.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How long what has ended may take to arrive here.
-pub const ARRIVAL: Duration = Duration::from_secs(30);
+const ARRIVAL: Duration = Duration::from_secs(30);
 
 /// Instances that fill the caches of people before the measurement.
 const WARM_UP: u64 = 100_000;
@@ -91,17 +91,6 @@ enum Target {
     Nowhere,
     Mail(Sink),
     Sockets(Sockets),
-}
-
-impl Target {
-    /// How many have arrived; `None` where nothing does.
-    fn arrived(&self) -> Option<u64> {
-        match self {
-            Self::Nowhere => None,
-            Self::Mail(sink) => Some(sink.mails()),
-            Self::Sockets(sockets) => Some(sockets.items()),
-        }
-    }
 }
 
 /// Measures one round, with and without the ledger.
@@ -183,11 +172,23 @@ async fn one(common: &Common, load: &Load, kind: Kind, end: End) -> anyhow::Resu
 /// Waits until everything has ended, and has arrived exactly once.
 async fn settle(herald: &Herald, target: &Target, end: End, sent: Sent) -> anyhow::Result<()> {
     drain(herald, end, sent).await?;
+    match target {
+        Target::Nowhere => Ok(()),
+        Target::Mail(sink) => arrive(sent.instances, || sink.mails()).await,
+        Target::Sockets(sockets) => arrive(sent.instances, || sockets.items()).await,
+    }
+}
+
+/// Waits until so many have arrived, and no more.
+pub async fn arrive(sent: u64, arrived: impl Fn() -> u64) -> anyhow::Result<()> {
     let deadline = Instant::now() + ARRIVAL;
-    while let Some(arrived) = target.arrived().filter(|arrived| *arrived != sent.instances) {
-        anyhow::ensure!(arrived < sent.instances, "{arrived} arrived of {} sent", sent.instances);
-        anyhow::ensure!(Instant::now() < deadline, "only {arrived} arrived of {} sent", sent.instances);
+    loop {
+        let arrived = arrived();
+        if arrived == sent {
+            return Ok(());
+        }
+        anyhow::ensure!(arrived < sent, "{arrived} arrived of {sent} sent");
+        anyhow::ensure!(Instant::now() < deadline, "only {arrived} arrived of {sent} sent");
         sleep(Duration::from_millis(10)).await;
     }
-    Ok(())
 }

@@ -13,6 +13,7 @@ use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     Common,
+    cost::arrive,
     fairness::{Arrivals, generate},
     latency::add_percentiles,
     process::Herald,
@@ -116,7 +117,7 @@ impl Run {
         sink.is_now(Mood::Takes);
         drain(&herald, End::Booked, all).await?;
         prove(&world, all).await?;
-        sockets.receive(all.instances - mails).await?;
+        arrive(all.instances - mails, || sockets.items()).await?;
         herald.stop().await?;
         Ok(Self { latency_us: sockets.latencies().of(0)?, mails, attempts: sink.attempts() })
     }

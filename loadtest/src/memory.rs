@@ -12,13 +12,10 @@ use tokio::time::sleep;
 
 use crate::{
     Common,
-    api::{Api, connect},
+    api::{Api, DEV_KEY, connect},
     process::Herald,
     report::Report,
 };
-
-/// The tenant's key of `herald dev`.
-pub const DEV_KEY: &str = "hk_dev_demo";
 
 /// How long the notification may take.
 const PATIENCE: Duration = Duration::from_secs(600);

@@ -6,18 +6,18 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::Context;
 use futures::{StreamExt, TryStreamExt, stream};
-use tokio::{net::TcpStream, time::sleep};
+use tokio::net::TcpStream;
 use tokio_tungstenite::{
     WebSocketStream, client_async,
     tungstenite::{Message, client::IntoClientRequest},
 };
 
-use crate::{cost::ARRIVAL, sink::Latencies, world::World};
+use crate::{sink::Latencies, world::World};
 
 /// Handshakes under way at once.
 const HANDSHAKES: usize = 32;
@@ -49,17 +49,6 @@ impl Sockets {
     /// Items that have arrived.
     pub fn items(&self) -> u64 {
         self.seen.items.load(Relaxed)
-    }
-
-    /// Waits until so many have arrived, and no more.
-    pub async fn receive(&self, wanted: u64) -> anyhow::Result<()> {
-        let deadline = Instant::now() + ARRIVAL;
-        while self.items() != wanted {
-            let items = self.items();
-            anyhow::ensure!(items < wanted && Instant::now() < deadline, "{items} items came of {wanted} sent");
-            sleep(Duration::from_millis(10)).await;
-        }
-        Ok(())
     }
 
     /// The times of what arrived for a group, in microseconds.

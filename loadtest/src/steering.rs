@@ -17,16 +17,13 @@ use tokio::time::sleep;
 
 use crate::{
     Common,
-    api::{Api, connect},
-    memory::{DEV_KEY, register},
+    api::{ADMIN_KEY, Api, DEV_KEY, connect},
+    memory::register,
     process::Herald,
     report::Report,
     sink::{Mood, Sink},
     watch::{Mails, Watch},
 };
-
-/// The operator's key of `herald dev`.
-const ADMIN_KEY: &str = "hk_dev_admin";
 
 /// The call comes when a tenth of the mails has come, or after this time.
 const LATEST_CALL: Duration = Duration::from_secs(3);

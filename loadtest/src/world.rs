@@ -13,11 +13,10 @@ use pbjson_types::{Struct, Value, value::Kind};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
-    api::{Api, connect},
+    api::{ADMIN_KEY, Api, connect},
     process::Herald,
 };
 
-const ADMIN_KEY: &str = "hk_dev_admin";
 const SCOPES: [&str; 6] = ["notify", "status", "users", "preferences", "templates", "inbox"];
 const CATEGORY: &str = "social";
 const TEMPLATE: &str = "news";

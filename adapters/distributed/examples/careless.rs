@@ -8,9 +8,12 @@
 //! One process appends the deliveries and handles them, at the same time, so its CPU is that of expansion, worker and receipts
 //! of an engine without transactions, which loses and repeats what is in hand when it is killed.
 
+mod cpu;
+
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use cpu::cpu_us;
 use futures::StreamExt;
 use rdkafka::{
     ClientConfig, Message,
@@ -47,7 +50,7 @@ async fn main() -> anyhow::Result<()> {
     consumer.subscribe(&[&deliveries])?;
     let claims = redis::Client::open(redis)?.get_multiplexed_async_connection().await?;
 
-    let (begun, before) = (Instant::now(), cpu_us()?);
+    let (begun, before) = (Instant::now(), cpu_us(std::process::id()));
     let (appending, topic) = (producer.clone(), deliveries.clone());
     let appended = std::thread::spawn(move || append(&appending, &topic, instances));
     let (sender, taken) = tokio::sync::mpsc::channel(CLAIMS_AT_ONCE);
@@ -73,7 +76,7 @@ async fn main() -> anyhow::Result<()> {
         sent += 1;
     }
     producer.flush(PATIENCE)?;
-    let (elapsed, cpu) = (begun.elapsed().as_secs_f64(), cpu_us()? - before);
+    let (elapsed, cpu) = (begun.elapsed().as_secs_f64(), cpu_us(std::process::id()) - before);
     appended.join().map_err(|_| anyhow::anyhow!("appending failed"))??;
     reading.join().map_err(|_| anyhow::anyhow!("reading failed"))??;
     anyhow::ensure!(sent == instances, "{sent} of {instances} were handled once");
@@ -116,12 +119,4 @@ fn read(consumer: &BaseConsumer, instances: u64, taken: &tokio::sync::mpsc::Send
         (read, last) = (read + 1, Instant::now());
     }
     Ok(())
-}
-
-/// Microseconds of processor time that this process has used.
-fn cpu_us() -> anyhow::Result<f64> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    // User and system time, in hundredths of a second.
-    Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) * 10_000.0)
 }

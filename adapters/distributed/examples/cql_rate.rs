@@ -6,9 +6,12 @@
 //!
 //! It makes the keyspace with one replica if it is not there, and leaves its rows in it.
 
+mod cpu;
+
 use std::{future::Future, time::Instant};
 
 use anyhow::Context;
+use cpu::cpu_us;
 use futures::{StreamExt, TryStreamExt, stream};
 use herald_core::{
     books::Totals,
@@ -51,15 +54,6 @@ struct Bench {
     run: u32,
 }
 
-/// The CPU time that a process has used, in microseconds.
-fn cpu_us(pid: u32) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
-    // The kernel counts in hundredths of a second.
-    (ticks(11) + ticks(12)) * 10_000
-}
-
 impl Bench {
     fn tenant(&self) -> TenantId {
         TenantId::trusted(&format!("rate-{}", self.run))
@@ -94,9 +88,8 @@ impl Bench {
         times.sort_unstable_by(f64::total_cmp);
         let operations = (times.len() as u64 * each) as f64;
         let at = |part: f64| times.get(((times.len() - 1) as f64 * part) as usize).copied().unwrap_or(0.0);
-        let client = (cpu_us(std::process::id()) - client) as f64 / operations;
-        let server =
-            self.server.zip(server).map_or(f64::NAN, |(pid, before)| (cpu_us(pid) - before) as f64 / operations);
+        let client = (cpu_us(std::process::id()) - client) / operations;
+        let server = self.server.zip(server).map_or(f64::NAN, |(pid, before)| (cpu_us(pid) - before) / operations);
         println!(
             "{what:44} {:>9.0} {:>9.2} {:>9.2} {client:>11.2} {server:>11.2}",
             operations / elapsed,

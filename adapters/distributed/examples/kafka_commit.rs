@@ -6,9 +6,12 @@
 //!
 //! Each line is one loop of commits without a pause between them, in a log of its own.
 
+mod cpu;
+
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use cpu::cpu_us;
 use herald_core::{
     ports::log::{Commit, Committed, Log, Member, NewRecord, Position, Subscription, partition},
     record::Envelope,
@@ -50,7 +53,7 @@ async fn measure(
     let at = partition(Topic::Requests(Lane::Bulk), 0);
     let outputs: Vec<NewRecord> = (0..records).map(|i| record(i % partitions.max(1))).collect();
     let (mut times, begun) = (Vec::new(), Instant::now());
-    let (client_before, broker_before) = (cpu_ms(std::process::id()), broker.map_or(0.0, cpu_ms));
+    let (client_before, broker_before) = (cpu_us(std::process::id()), broker.map_or(0.0, cpu_us));
     while begun.elapsed() < MEASURED {
         let commit = Commit { positions: vec![(at, Position::default())], outputs: outputs.clone() };
         let asked = Instant::now();
@@ -58,8 +61,8 @@ async fn measure(
         times.push(asked.elapsed());
     }
     let commits = times.len() as f64;
-    let client = (cpu_ms(std::process::id()) - client_before) / commits;
-    let broker = (broker.map_or(0.0, cpu_ms) - broker_before) / commits;
+    let client = (cpu_us(std::process::id()) - client_before) / 1e3 / commits;
+    let broker = (broker.map_or(0.0, cpu_us) - broker_before) / 1e3 / commits;
     let rate = commits / begun.elapsed().as_secs_f64();
     let (p50, p99) = quantiles(times);
     println!("{records:7} {partitions:10} {rate:9.0} {p50:7.1} {p99:7.1} {client:17.2} {broker:17.2}");
@@ -68,13 +71,13 @@ async fn measure(
 
 /// Appends one after the other: what an admission waits for.
 async fn append(log: &KafkaLog, broker: Option<u32>) -> anyhow::Result<()> {
-    let (mut times, begun, before) = (Vec::new(), Instant::now(), broker.map_or(0.0, cpu_ms));
+    let (mut times, begun, before) = (Vec::new(), Instant::now(), broker.map_or(0.0, cpu_us));
     while begun.elapsed() < MEASURED {
         let asked = Instant::now();
         log.append(vec![record(0)]).await?;
         times.push(asked.elapsed());
     }
-    let broker = (broker.map_or(0.0, cpu_ms) - before) / times.len() as f64;
+    let broker = (broker.map_or(0.0, cpu_us) - before) / 1e3 / times.len() as f64;
     let (p50, p99) = quantiles(times);
     println!("an append, one at a time: p50 {p50:.1} ms, p99 {p99:.1} ms, broker {broker:.2} ms");
     Ok(())
@@ -94,13 +97,4 @@ fn quantiles(mut times: Vec<Duration>) -> (f64, f64) {
     times.sort_unstable();
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
     (at(0.5), at(0.99))
-}
-
-/// Milliseconds of processor time that a process has used; 0 where that is not told.
-fn cpu_ms(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |i: usize| fields.get(i).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
-    // User and system time, in hundredths of a second.
-    (ticks(11) + ticks(12)) * 10.0
 }

@@ -9,6 +9,7 @@
 //! and what is left of its predecessor is fenced. Two processes with the same ordinal would fence each other: the one that
 //! started last goes on, the other stays fenced, and its polls say so.
 
+mod appending;
 mod config;
 mod context;
 mod membership;
@@ -40,27 +41,18 @@ use herald_core::{
 use parking_lot::Mutex;
 use rdkafka::{
     consumer::{BaseConsumer, Consumer},
-    error::{KafkaError, RDKafkaErrorCode},
     topic_partition_list::Offset,
 };
-use tokio::sync::oneshot;
 
 pub use self::{
+    appending::Appender,
     config::{BadKafkaConfig, KafkaConfig, SecurityProtocol},
     topics::OpenError,
 };
-use self::{
-    context::Plain,
-    names::Names,
-    producing::{Appended, Producing},
-    reading::Readers,
-    subscription::KafkaSubscription,
-};
+use self::{context::Plain, names::Names, reading::Readers, subscription::KafkaSubscription};
 
 /// How often somebody who waits for a record looks for it.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long an append waits for room before it looks again.
-const ROOM: Duration = Duration::from_millis(5);
 
 /// The log on a cluster. Clones are the same log.
 #[derive(Clone)]
@@ -73,7 +65,7 @@ struct Shared {
     identity: Identity,
     names: Arc<Names>,
     readers: Arc<Readers>,
-    appender: Producing<Appended>,
+    appender: Appender,
     /// One client a group, to ask for its positions.
     groups: Mutex<HashMap<Group, Arc<BaseConsumer<Plain>>>>,
     /// The assignments of this process's members; 0 for those that wait for one.
@@ -88,7 +80,7 @@ impl KafkaLog {
     pub async fn open(config: KafkaConfig, region: &str, layout: Option<Layout>) -> Result<Self, OpenError> {
         let names = Arc::new(Names::new(&config.prefix));
         let readers = Arc::new(Readers::new(config.reader()?, names.clone()));
-        let appender = Producing::new(&config.appender()?, Appended)
+        let appender = Appender::new(config.appender()?, names.clone())
             .map_err(|error| OpenError::Refused(format!("a client cannot be made: {error}")))?;
         let (asked, its_names, region) = (config.clone(), names.clone(), region.to_owned());
         let opened = tokio::task::spawn_blocking(move || topics::open(&asked, &its_names, &region, layout));
@@ -147,28 +139,7 @@ impl Log for KafkaLog {
     }
 
     async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<u64>, LogError> {
-        let mut sent = Vec::with_capacity(records.len());
-        for record in &records {
-            let (waiting, delivered) = oneshot::channel();
-            let mut message = record::message(record, self.shared.names.topic(record.at.topic), Box::new(waiting));
-            loop {
-                match self.shared.appender.send(message) {
-                    Ok(()) => break sent.push(delivered),
-                    Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
-                        message = back;
-                        tokio::time::sleep(ROOM).await;
-                    }
-                    Err((error, _)) => return Err(unavailable(&format!("{} takes no record", record.at), &error)),
-                }
-            }
-        }
-        let mut offsets = Vec::with_capacity(sent.len());
-        for (delivered, record) in sent.into_iter().zip(&records) {
-            let failed =
-                |error: &dyn std::fmt::Display| unavailable(&format!("{} was not appended to", record.at), error);
-            offsets.push(delivered.await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?);
-        }
-        Ok(offsets)
+        self.shared.appender.append(&records).await
     }
 
     async fn subscribe(&self, group: Group, member: Member) -> Result<Box<dyn Subscription>, LogError> {

@@ -207,23 +207,26 @@ impl Pacing {
         }
     }
 
-    /// Notes what a provider answered; `probes` of what it was given are probes.
+    /// Notes what a provider answered, and whether to a retry; `probes` of what it was given are probes.
     pub(crate) fn answered<'a>(
         &mut self,
         provider: &str,
-        outcomes: impl Iterator<Item = &'a Outcome>,
+        outcomes: impl Iterator<Item = (bool, &'a Outcome)>,
         probes: &mut u64,
         world: &World,
     ) {
         let now_ms = world.now_ms();
         let Some(provider) = self.providers.get_mut(provider) else { return };
-        for outcome in outcomes {
+        for (is_retry, outcome) in outcomes {
             let probe = *probes > 0;
             *probes -= u64::from(probe);
             let health = health_of(outcome);
             if health != Health::Unknown {
                 let refused = matches!(outcome, Outcome::RetryAfter { after: Some(_), .. });
                 provider.throttle.answered(refused, now_ms);
+            }
+            if is_retry && !matches!(health, Health::Down { .. }) {
+                provider.retries.give_back(1);
             }
             provider.breaker.answered(health, probe, now_ms, world);
         }

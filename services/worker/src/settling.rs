@@ -78,7 +78,9 @@ impl Worker {
 
     fn settle(&mut self, id: u64, mut outcomes: Vec<(usize, Outcome)>) {
         let Some(mut batch) = self.batches.remove(&id) else { return };
-        let (answers, now_ms) = (outcomes.iter().map(|(_, outcome)| outcome), self.deps.world.now_ms());
+        let now_ms = self.deps.world.now_ms();
+        let is_retry = |item: &Item| batch.sections[item.section].head.section.attempts > 0;
+        let answers = outcomes.iter().map(|(i, outcome)| (batch.items.get(*i).is_some_and(is_retry), outcome));
         self.pacing.answered(&batch.provider, answers, &mut batch.probes, &self.deps.world);
         outcomes.retain(|(i, _)| batch.items.get(*i).is_some_and(|item| !item.answered));
         // Section by section, whatever the order of the answers; each counts once.

@@ -51,6 +51,8 @@ enum Mood {
     Hangs,
     /// It takes so many a second, and asks to come back in a second for what is more.
     Throttles(u64),
+    /// It refuses three of ten, and says nothing of when to come back.
+    RefusesSome,
 }
 
 #[derive(Default)]
@@ -85,6 +87,9 @@ impl Moody {
         }
         match mood {
             Mood::Hangs => return None,
+            Mood::RefusesSome if seen.attempts.len() % 10 < 3 => {
+                return Some(Outcome::RetryAfter { after: None, code: code() });
+            }
             Mood::Down => return Some(Outcome::RetryAfter { after: None, code: code() }),
             Mood::Throttles(most) if seen.second.1 >= most => {
                 return Some(Outcome::RetryAfter { after: Some(Duration::from_secs(1)), code: code() });
@@ -315,6 +320,20 @@ fn a_provider_that_asks_for_less_is_sent_what_it_takes() {
         node.all_taken(Duration::from_secs(600)).await;
         let attempts = node.attempts();
         assert!(attempts * 10 <= 6_000 * 11, "{attempts} attempts of 6000 messages");
+    });
+}
+
+#[test]
+fn what_waits_for_a_provider_is_sent_once_it_is_well_though_nothing_new_comes() {
+    run(async || {
+        let mut node = Node::start(1, 300, Vec::new()).await;
+        node.is_now(Mood::RefusesSome);
+        node.send_to_all(0, 40).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let taken = node.provider.seen.lock().unwrap().taken.len();
+        assert!((5_000..11_500).contains(&taken), "{taken} of 12000 were taken of a provider in trouble");
+        node.is_now(Mood::Up);
+        node.all_taken(Duration::from_secs(60)).await;
     });
 }
 

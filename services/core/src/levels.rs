@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ports::log::{
-        Commit, Committed, Identity, Log, LogError, Mark, Member, NewRecord, Polled, Progress, Record, Subscription,
+        Commit, Committing, Identity, Log, LogError, Mark, Member, NewRecord, Polled, Progress, Record, Subscription,
     },
     topic::{Group, TopicPartition},
 };
@@ -193,9 +193,9 @@ impl Subscription for LevelledSubscription {
         Ok(polled)
     }
 
-    async fn commit(&mut self, mut commit: Commit) -> Result<Committed, LogError> {
+    fn commit(&mut self, mut commit: Commit) -> Committing {
         self.levels.stamp(&mut commit.outputs);
-        self.subscription.commit(commit).await
+        self.subscription.commit(commit)
     }
 
     fn pause(&mut self, at: TopicPartition, paused: bool) {

@@ -31,6 +31,7 @@ pub mod switches;
 pub mod tokens;
 pub mod topic;
 pub mod trace;
+pub mod under_way;
 pub mod user_log;
 pub mod waiting;
 pub mod window;

@@ -222,6 +222,30 @@ impl Log for LogHandle {
     }
 }
 
+impl FakeLog {
+    async fn commit(&self, commit: Commit) -> Result<Committed, LogError> {
+        self.commits_begun.fetch_add(1, SeqCst);
+        if self.hang_commits.load(SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        let take = |left: &AtomicU32| left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+        if take(&self.fence_commits) {
+            return Ok(Committed::Fenced);
+        }
+        if take(&self.fail_commits) {
+            return Err(LogError::Unavailable("commanded".into()));
+        }
+        let mut state = self.state();
+        for (at, position) in commit.positions {
+            let before = state.committed.insert(at, position.offset).unwrap_or(0);
+            assert!(before < position.offset, "a position went back or was committed twice");
+        }
+        drop(state);
+        self.write(commit.outputs);
+        Ok(Committed::Done(Mark(0)))
+    }
+}
+
 struct FakeSubscription {
     log: Arc<FakeLog>,
     reading: BTreeMap<TopicPartition, u64>,
@@ -253,26 +277,9 @@ impl Subscription for FakeSubscription {
         Ok(polled)
     }
 
-    async fn commit(&mut self, commit: Commit) -> Result<Committed, LogError> {
-        self.log.commits_begun.fetch_add(1, SeqCst);
-        if self.log.hang_commits.load(SeqCst) {
-            std::future::pending::<()>().await;
-        }
-        let take = |left: &AtomicU32| left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
-        if take(&self.log.fence_commits) {
-            return Ok(Committed::Fenced);
-        }
-        if take(&self.log.fail_commits) {
-            return Err(LogError::Unavailable("commanded".into()));
-        }
-        let mut state = self.log.state();
-        for (at, position) in commit.positions {
-            let before = state.committed.insert(at, position.offset).unwrap_or(0);
-            assert!(before < position.offset, "a position went back or was committed twice");
-        }
-        drop(state);
-        self.log.write(commit.outputs);
-        Ok(Committed::Done(Mark(0)))
+    fn commit(&mut self, commit: Commit) -> Committing {
+        let log = self.log.clone();
+        Box::pin(async move { log.commit(commit).await })
     }
 
     fn pause(&mut self, _: TopicPartition, _: bool) {}

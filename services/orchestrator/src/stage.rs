@@ -12,10 +12,11 @@ use herald_core::{
     fair::DeficitRoundRobin,
     ids::NotificationId,
     outputs::Outputs,
-    ports::log::{Commit, Committed, LogError, Mark, Member, Position, Record, Subscription},
-    record::{DeadLetter, Envelope, Schema},
+    ports::log::{Commit, Committed, Halted, LogError, Mark, Member, Polled, Position, Record, Subscription},
+    record::{DeadLetter, Envelope, Place, Schema},
     topic::{Group, Lane, Topic, TopicPartition},
     trace::{Span, SpanKind, names},
+    under_way::{Ended, UnderWay},
     window::Track,
 };
 use prost::Message;
@@ -54,12 +55,28 @@ pub(crate) struct Stage {
     /// Covers every record that was polled.
     pub(crate) polled_mark: Mark,
     pub(crate) pacing: Pacing,
+    /// What the next commit puts out.
+    gathered: Gathered,
+    /// With what is told once it is in.
+    under_way: UnderWay<Vec<Span>>,
+    /// Covers what was committed.
+    committed_mark: Mark,
+}
+
+/// What records have become since the last commit began.
+struct Gathered {
+    outputs: Outputs,
+    instances: u64,
+    spans: Vec<Span>,
 }
 
 impl Stage {
     pub(crate) async fn new(config: Config, deps: Deps, member: Member) -> anyhow::Result<Self> {
         let subscription = deps.log.subscribe(Group::Orchestrator, member).await?;
         Ok(Self {
+            gathered: Gathered::none(&deps),
+            under_way: UnderWay::none(),
+            committed_mark: Mark::default(),
             pacing: Pacing::new(deps.budgets.clone(), member.count),
             config,
             steering: Steering::new(deps.policy.clone(), deps.control.clone()),
@@ -73,40 +90,53 @@ impl Stage {
     }
 
     pub(crate) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        loop {
-            let pending: usize = self.lanes.iter().map(DeficitRoundRobin::len).sum();
-            let wait = match (pending, self.steering.is_informed()) {
-                (0, _) => IDLE_WAIT,
-                (_, false) => UNINFORMED_WAIT,
-                (_, true) => Duration::ZERO,
-            };
-            self.pause_overflow(pending);
-            let room = self.config.window_records.saturating_sub(pending).max(1);
-            let polled = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return Ok(()),
-                polled = self.subscription.poll(room.min(self.config.poll_records), wait) => polled,
-            };
-            match polled {
-                Ok(polled) => {
-                    let polled = polled.or_halt()?;
-                    self.polled_mark = self.polled_mark.max(polled.mark);
-                    self.reassign(polled.assigned, polled.revoked);
-                    polled.records.into_iter().for_each(|record| self.enqueue(record));
-                    self.note_starts().await?;
-                }
-                Err(error) => wait_out(error).await?,
-            }
-            self.make_room().await?;
-            let version = self.steering.take_up();
-            self.deps.versions.runs("orchestrator", self.member, version);
-            if self.steering.is_informed() {
-                self.step().await?;
-            }
-            if shutdown.is_cancelled() {
-                return Ok(());
-            }
+        while !shutdown.is_cancelled() {
+            self.turn(&shutdown).await?;
         }
+        self.commit().await.map(|_| ())
+    }
+
+    async fn turn(&mut self, shutdown: &CancellationToken) -> anyhow::Result<()> {
+        let pending: usize = self.lanes.iter().map(DeficitRoundRobin::len).sum();
+        let wait = match (pending, self.steering.is_informed()) {
+            (0, _) => IDLE_WAIT,
+            (_, false) => UNINFORMED_WAIT,
+            (_, true) => Duration::ZERO,
+        };
+        self.pause_overflow(pending);
+        let room = self.config.window_records.saturating_sub(pending).max(1);
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return Ok(()),
+            ended = self.under_way.end() => self.committed(ended)?,
+            polled = self.subscription.poll(room.min(self.config.poll_records), wait) => match polled {
+                Ok(polled) => if self.take_polled(polled).await? {
+                    return self.commit().await.map(|_| ());
+                },
+                Err(error) => wait_out(error).await?,
+            },
+        }
+        self.make_room().await?;
+        let version = self.steering.take_up();
+        self.deps.versions.runs("orchestrator", self.member, version);
+        if self.steering.is_informed() {
+            self.step().await?;
+        }
+        Ok(())
+    }
+
+    /// Takes what was polled; returns whether the partitions are wanted back, when nothing more is begun.
+    async fn take_polled(&mut self, polled: Polled) -> anyhow::Result<bool> {
+        let polled = polled.or_halt()?;
+        if !polled.revoked.is_empty() && !self.gathered.outputs.is_empty() {
+            // Some of what was gathered is another's to put out now, and it cannot be told which.
+            return Err(Halted::Fenced.into());
+        }
+        self.polled_mark = self.polled_mark.max(polled.mark);
+        self.reassign(polled.assigned, polled.revoked);
+        polled.records.into_iter().for_each(|record| self.enqueue(record));
+        self.note_starts().await?;
+        Ok(polled.wanted_back)
     }
 
     fn reassign(&mut self, assigned: Vec<(TopicPartition, Position)>, revoked: Vec<TopicPartition>) {
@@ -144,7 +174,8 @@ impl Stage {
         if positions.is_empty() {
             return Ok(());
         }
-        let mark = self.commit(Commit { positions, outputs: Vec::new() }).await?;
+        self.end_commit().await?;
+        let mark = Committed::or_halt(self.subscription.commit(Commit { positions, outputs: Vec::new() }).await)?;
         self.made_durable(mark).await
     }
 
@@ -171,39 +202,22 @@ impl Stage {
             let Some(unit) = most.and_then(|(_, tenant)| self.lanes[lane].pop_newest(&tenant)) else { break };
             leaving.push(unit);
         }
-        let mut outputs = self.empty_outputs();
         for unit in leaving.into_iter().rev() {
             let Record { at, offset, body, .. } = &unit.record;
             let home = TopicPartition { topic: Topic::RequestsOverflow(lane_of(*at)), ..*at };
-            outputs.record(home, self.moved(&unit.record), body.clone());
+            let envelope = moved(&unit.record, self.first_place(&unit.record));
+            self.gathered.outputs.record(home, envelope, body.clone());
             self.finish(*at, *offset);
             self.count(&self.deps.stats.overflowed, 1);
         }
-        let positions = self.positions();
-        self.commit(Commit { positions, outputs: outputs.finish() }).await.map(|_| ())
+        self.commit().await.map(|_| ())
     }
 
-    fn empty_outputs(&self) -> Outputs {
-        let identity = self.deps.log.identity();
-        Outputs::new(identity.layout, &identity.region, self.deps.world.now_ms())
-    }
-
-    /// The envelope of a record that moves: a request says where it was first.
-    fn moved(&self, record: &Record) -> Envelope {
-        let mut envelope = record.envelope.clone();
-        if envelope.schema == Schema::Request as i32 {
-            envelope.first_place = Some(self.first_place(record));
-        }
-        envelope
-    }
-
-    /// Expands units in turn until a commit is full or nothing is left, and commits them, with the acknowledgement of the
-    /// cancels that they were decided with.
+    /// Expands units in turn until a commit is full or nothing is left, and begins to commit them, with the
+    /// acknowledgement of the cancels that they were decided with. While another commit is under way they wait for it, and
+    /// for what follows them, unless the commit is full.
     async fn step(&mut self) -> anyhow::Result<()> {
-        let mut outputs = self.empty_outputs();
-        let mut instances = 0;
-        let mut spans = Vec::new();
-        while instances < self.config.commit_instances {
+        while self.gathered.instances < self.config.commit_instances {
             let (units, careful) = self.take_units();
             if let [unit] = units.as_slice()
                 && careful
@@ -212,9 +226,7 @@ impl Stage {
                 if let Some(track) = self.tracks.get_mut(&unit.record.at) {
                     track.note(unit.number);
                 }
-                let noted = std::mem::replace(&mut outputs, self.empty_outputs());
-                let positions = self.positions();
-                let mark = self.commit(Commit { positions, outputs: noted.finish() }).await?;
+                let mark = self.commit().await?;
                 self.made_durable(mark).await?;
             }
             if units.is_empty() {
@@ -224,22 +236,17 @@ impl Stage {
             let expanded = self.expand_all(&units, now_ms).await;
             for (unit, expanded) in units.iter().zip(expanded) {
                 if let Expanded::Page { page, .. } = &expanded {
-                    instances += page.instances;
+                    self.gathered.instances += page.instances;
                 }
-                spans.extend(self.span_of(&unit.record, &expanded, now_ms));
-                self.put_out(&mut outputs, unit, expanded, now_ms);
+                let span = self.span_of(&unit.record, &expanded, now_ms);
+                self.gathered.spans.extend(span);
+                self.put_out(unit, expanded, now_ms);
                 self.finish(unit.record.at, unit.record.offset);
             }
         }
-        self.steering.acknowledge(&mut outputs);
-        let positions = self.positions();
-        if positions.is_empty() && outputs.is_empty() {
-            return Ok(());
-        }
-        self.commit(Commit { positions, outputs: outputs.finish() }).await?;
-        let end_ms = self.deps.world.now_ms();
-        spans.into_iter().for_each(|span| self.deps.world.spans.record(Span { end_ms, ..span }));
-        Ok(())
+        self.steering.acknowledge(&mut self.gathered.outputs);
+        let is_full = self.gathered.instances >= self.config.commit_instances;
+        if is_full || !self.under_way.is_some() { self.begin_commit().await } else { Ok(()) }
     }
 
     /// What is told of a record's expansion once it is committed, if its notification is traced.
@@ -283,12 +290,14 @@ impl Stage {
         (units, false)
     }
 
-    fn put_out(&self, outputs: &mut Outputs, unit: &Unit, expanded: Expanded, now_ms: u64) {
+    fn put_out(&mut self, unit: &Unit, expanded: Expanded, now_ms: u64) {
         let record = &unit.record;
+        let place = self.first_place(record);
+        let Self { gathered: Gathered { outputs, .. }, deps, .. } = self;
         match expanded {
             Expanded::Page { transactional, page, next, next_wait } => {
-                self.count(&self.deps.stats.pages, 1);
-                self.count(&self.deps.stats.instances, page.instances);
+                deps.stats.pages.fetch_add(1, Relaxed);
+                deps.stats.instances.fetch_add(page.instances, Relaxed);
                 let lane = if transactional { Lane::Transactional } else { Lane::Bulk };
                 for (shard, sections) in page.sections {
                     let home = TopicPartition { topic: Topic::Deliveries(lane), partition: shard };
@@ -309,19 +318,19 @@ impl Stage {
                 }
             }
             Expanded::Later(wait) => {
-                let envelope = self.moved(record);
+                let envelope = moved(record, place);
                 outputs.delayed(requests_home(record.at), wait, envelope, record.body.clone());
             }
             Expanded::Stopped { notification } => {
-                self.count(&self.deps.stats.stopped, 1);
+                deps.stats.stopped.fetch_add(1, Relaxed);
                 outputs.manifest(last_manifest(&notification));
             }
             Expanded::SecondAdmission => {
-                self.count(&self.deps.stats.second_admissions, 1);
+                deps.stats.second_admissions.fetch_add(1, Relaxed);
                 tracing::info!(at = %record.at, offset = record.offset, "a second admission was dropped");
             }
             Expanded::Dead { cause, detail } => {
-                self.count(&self.deps.stats.dead, 1);
+                deps.stats.dead.fetch_add(1, Relaxed);
                 tracing::error!(at = %record.at, offset = record.offset, cause, detail, "a request is dead");
                 let summary = record.envelope.sections.first();
                 if let Some(id) = summary.and_then(|s| NotificationId::from_slice(&s.notification_id)) {
@@ -329,7 +338,6 @@ impl Stage {
                     books.manifests.into_iter().for_each(|manifest| outputs.manifest(manifest));
                     books.receipts.into_iter().for_each(|receipts| outputs.receipts(receipts));
                 }
-                let place = self.first_place(record);
                 let letter = dead_letters::letter(record, place, "orchestrator", cause, now_ms);
                 outputs.dead(&record.envelope.tenant, DeadLetter { detail, ..letter });
             }
@@ -357,9 +365,62 @@ impl Stage {
         self.deps.log.durable(mark).await.context("what is tried cannot be noted")
     }
 
-    async fn commit(&mut self, commit: Commit) -> anyhow::Result<Mark> {
-        Ok(Committed::or_halt(self.subscription.commit(commit).await)?)
+    /// Commits what was gathered; returns what covers it.
+    async fn commit(&mut self) -> anyhow::Result<Mark> {
+        self.begin_commit().await?;
+        self.end_commit().await?;
+        Ok(self.committed_mark)
     }
+
+    /// Begins to commit what was gathered, after what is under way, and does not wait for the end unless it comes at once.
+    async fn begin_commit(&mut self) -> anyhow::Result<()> {
+        self.end_commit().await?;
+        let none = Gathered::none(&self.deps);
+        let Gathered { outputs, spans, .. } = std::mem::replace(&mut self.gathered, none);
+        let positions = self.positions();
+        if positions.is_empty() && outputs.is_empty() {
+            return Ok(());
+        }
+        let committing = self.subscription.commit(Commit { positions, outputs: outputs.finish() });
+        match self.under_way.begin(committing, spans) {
+            Some(ended) => self.committed(ended),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for what is under way.
+    async fn end_commit(&mut self) -> anyhow::Result<()> {
+        if self.under_way.is_some() {
+            let ended = self.under_way.end().await;
+            self.committed(ended)?;
+        }
+        Ok(())
+    }
+
+    /// What was begun has ended.
+    fn committed(&mut self, (committed, spans): Ended<Vec<Span>>) -> anyhow::Result<()> {
+        self.committed_mark = Committed::or_halt(committed)?;
+        let end_ms = self.deps.world.now_ms();
+        spans.into_iter().for_each(|span| self.deps.world.spans.record(Span { end_ms, ..span }));
+        Ok(())
+    }
+}
+
+impl Gathered {
+    fn none(deps: &Deps) -> Self {
+        let identity = deps.log.identity();
+        let outputs = Outputs::new(identity.layout, &identity.region, deps.world.now_ms());
+        Self { outputs, instances: 0, spans: Vec::new() }
+    }
+}
+
+/// The envelope of a record that moves: a request says where it was first.
+fn moved(record: &Record, first_place: Place) -> Envelope {
+    let mut envelope = record.envelope.clone();
+    if envelope.schema == Schema::Request as i32 {
+        envelope.first_place = Some(first_place);
+    }
+    envelope
 }
 
 fn lane_of(at: TopicPartition) -> Lane {

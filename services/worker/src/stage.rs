@@ -12,6 +12,7 @@ use herald_core::{
     record::UserChange,
     tokens::UnsubscribeLinks,
     topic::{Group, Topic, TopicPartition},
+    under_way::{Ended, UnderWay},
 };
 use prost::Message as _;
 use tokio::{sync::watch, time::Instant};
@@ -87,6 +88,10 @@ pub(crate) struct Worker {
     pub(crate) durable: Mark,
     wanted: watch::Sender<Mark>,
     dirty_since: Option<Instant>,
+    /// What was begun to be committed last.
+    under_way: UnderWay<CommitParts>,
+    /// Covers what was committed.
+    committed_mark: Mark,
     committed_ms: u64,
     changes_asked_ms: u64,
     /// Whether something was polled since `user-changes` were read to their ends.
@@ -95,6 +100,12 @@ pub(crate) struct Worker {
     assignments: u64,
     /// Of the last poll that brought deliveries.
     instances_per_record: u64,
+}
+
+/// What is settled once a commit is in.
+struct CommitParts {
+    answered: Answered,
+    dead_letters: u64,
 }
 
 impl Drop for Worker {
@@ -131,6 +142,8 @@ impl Worker {
             next_batch: 0,
             durable: Mark::default(),
             dirty_since: None,
+            under_way: UnderWay::none(),
+            committed_mark: Mark::default(),
             committed_ms: deps.world.now_ms(),
             changes_asked_ms: 0,
             ask_changes: true,
@@ -153,7 +166,9 @@ impl Worker {
     }
 
     async fn turn(&mut self, shutdown: &CancellationToken) -> anyhow::Result<()> {
-        let commit_at = self.dirty_since.map(|since| since + Duration::from_millis(self.config.commit_interval_ms));
+        let interval = Duration::from_millis(self.config.commit_interval_ms);
+        let due = |since| since + interval;
+        let commit_at = self.dirty_since.filter(|_| !self.under_way.is_some()).map(due);
         let busy = !self.events.is_empty() || self.shards.values().any(|shard| shard.has_work(&self.in_doubt));
         let wait = match (busy, self.is_informed()) {
             (false, _) => IDLE_WAIT,
@@ -164,6 +179,7 @@ impl Worker {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return Ok(()),
+            ended = self.under_way.end() => self.committed(ended).await?,
             polled = self.subscription.poll(max, wait) => match polled {
                 Ok(polled) => self.take_polled(polled).await?,
                 Err(error) => wait_out(error, UNREAD).await?,
@@ -179,11 +195,9 @@ impl Worker {
         self.write_feeds().await;
         self.pause_full(false);
         let now_ms = self.deps.world.now_ms();
-        let due = self
-            .dirty_since
-            .is_some_and(|since| since.elapsed() >= Duration::from_millis(self.config.commit_interval_ms));
-        if due || now_ms.abs_diff(self.committed_ms) >= PROOF_INTERVAL_MS {
-            self.commit().await?;
+        let is_due = self.dirty_since.is_some_and(|since| due(since) <= Instant::now());
+        if !self.under_way.is_some() && (is_due || now_ms.abs_diff(self.committed_ms) >= PROOF_INTERVAL_MS) {
+            self.begin_commit().await?;
         }
         Ok(())
     }
@@ -466,6 +480,14 @@ impl Worker {
 
     /// Commits what was decided and answered since the last commit, empty if need be; returns what covers it.
     pub(crate) async fn commit(&mut self) -> anyhow::Result<Mark> {
+        self.begin_commit().await?;
+        self.end_commit().await?;
+        Ok(self.committed_mark)
+    }
+
+    /// Begins to commit, after what is under way, and does not wait for the end unless it comes at once.
+    async fn begin_commit(&mut self) -> anyhow::Result<()> {
+        self.end_commit().await?;
         let (mut outputs, mut answered) = (self.empty_outputs(), Answered::default());
         let mut endings = Endings::default();
         let mut positions = Vec::new();
@@ -491,26 +513,47 @@ impl Worker {
         // Last, so that the ledger has booked everything before.
         self.acknowledge_cancels(&mut outputs);
         self.dirty_since = None;
-        let letters = outputs.dead_letters();
-        let mark = self.write(Commit { positions, outputs: outputs.finish() }).await?;
-        self.deps.stats.add(|s| &s.dead_letters, letters);
-        self.in_doubt.committed(answered, mark);
+        let dead_letters = outputs.dead_letters();
+        let committing = self.subscription.commit(Commit { positions, outputs: outputs.finish() });
+        match self.under_way.begin(committing, CommitParts { answered, dead_letters }) {
+            Some(ended) => self.committed(ended).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for what is under way.
+    async fn end_commit(&mut self) -> anyhow::Result<()> {
+        if self.under_way.is_some() {
+            let ended = self.under_way.end().await;
+            self.committed(ended).await?;
+        }
+        Ok(())
+    }
+
+    /// What was begun has ended.
+    async fn committed(&mut self, (committed, parts): Ended<CommitParts>) -> anyhow::Result<()> {
+        let mark = self.is_in(committed)?;
+        self.committed_mark = mark;
+        self.deps.stats.add(|s| &s.dead_letters, parts.dead_letters);
+        self.in_doubt.committed(parts.answered, mark);
         self.want_durable(mark);
         self.deps.stats.add(|s| &s.commits, 1);
         self.ask_inbox_ends().await;
-        Ok(mark)
+        Ok(())
     }
 
     async fn write(&mut self, commit: Commit) -> anyhow::Result<Mark> {
-        let committed = Committed::or_halt(self.subscription.commit(commit).await);
-        match committed {
-            Ok(_) => {
-                self.committed_ms = self.deps.world.now_ms();
-                self.freshness.committed();
-            }
-            Err(_) => self.freshness.close(),
-        }
-        Ok(committed?)
+        self.end_commit().await?;
+        let committed = self.subscription.commit(commit).await;
+        self.is_in(committed)
+    }
+
+    /// What covers a commit. One that is not in, or may not be, ends everything.
+    fn is_in(&mut self, committed: Result<Committed, LogError>) -> anyhow::Result<Mark> {
+        let mark = Committed::or_halt(committed).inspect_err(|_| self.freshness.close())?;
+        self.committed_ms = self.deps.world.now_ms();
+        self.freshness.committed();
+        Ok(mark)
     }
 }
 

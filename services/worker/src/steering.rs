@@ -24,7 +24,7 @@ use herald_core::{
 };
 use tokio::sync::watch;
 
-use crate::{Deps, section::Head, shard::Shard, slowing::Kind, stage::Worker};
+use crate::{Deps, section::Head, slowing::Kind, stage::Worker};
 
 /// No send starts unless `control` was read to its end this recently.
 const MAX_CONTROL_AGE_MS: u64 = 1_000;
@@ -135,8 +135,18 @@ pub(crate) struct CancelAcks {
 
 struct Pending {
     tenant: String,
-    /// The end of `inbox` when everything was on it that was decided without the cancel; `None` until that is known.
-    inbox_end: Option<u64>,
+    inbox_end: InboxEnd,
+}
+
+/// The end of `inbox` when everything was on it that was decided without a cancel.
+#[derive(Clone, Copy)]
+enum InboxEnd {
+    /// The next commit has the last of it.
+    Later,
+    /// The commit that is under way has the last of it.
+    UnderWay,
+    /// It is known.
+    At(u64),
 }
 
 impl CancelAcks {
@@ -156,13 +166,23 @@ impl CancelAcks {
         self.acknowledged.retain(|id| cancels.contains_key(id));
         self.pending.retain(|id, _| cancels.contains_key(id));
         for (id, cancel) in cancels.iter().filter(|(id, _)| !self.acknowledged.contains(*id)) {
-            let pending = || Pending { tenant: cancel.tenant_id.clone(), inbox_end: None };
+            let pending = || Pending { tenant: cancel.tenant_id.clone(), inbox_end: InboxEnd::Later };
             self.pending.entry(*id).or_insert_with(pending);
         }
     }
 
     fn is_ready(pending: &Pending, inbox_position: u64) -> bool {
-        pending.inbox_end.is_some_and(|end| inbox_position >= end)
+        matches!(pending.inbox_end, InboxEnd::At(end) if inbox_position >= end)
+    }
+
+    /// A commit begins.
+    fn commits(&mut self) {
+        let later = self.pending.values_mut().filter(|pending| matches!(pending.inbox_end, InboxEnd::Later));
+        later.for_each(|pending| pending.inbox_end = InboxEnd::UnderWay);
+    }
+
+    fn awaiting_end(&mut self) -> impl Iterator<Item = &mut Pending> {
+        self.pending.values_mut().filter(|pending| matches!(pending.inbox_end, InboxEnd::UnderWay))
     }
 
     /// Puts out what is due, when `inbox` was read up to a position and `out` tells what is in providers' hands.
@@ -198,7 +218,7 @@ impl Worker {
         for shard in self.shards.values_mut().filter(|shard| self.deps.control.has_ended(shard.cancels.informed_by)) {
             shard.cancels.note(&policy);
             is_due |= shard.cancels.pending.iter().any(|(id, pending)| {
-                pending.inbox_end.is_none()
+                matches!(pending.inbox_end, InboxEnd::Later)
                     || (CancelAcks::is_ready(pending, shard.feed.position) && !out.contains(&(shard.number, *id)))
             });
         }
@@ -218,6 +238,7 @@ impl Worker {
         for shard in self.shards.values_mut() {
             let number = shard.number;
             shard.cancels.put_out(number, shard.feed.position, |id| out.contains(&(number, *id)), outputs);
+            shard.cancels.commits();
         }
     }
 
@@ -234,21 +255,22 @@ impl Worker {
 
     /// After a commit: what was decided without a cancel is on `inbox` now, so its end says how far must be read.
     pub(crate) async fn ask_inbox_ends(&mut self) {
-        let waits = |shard: &Shard| shard.cancels.pending.values().any(|pending| pending.inbox_end.is_none());
-        let waiting = self.shards.values_mut().filter(|shard| waits(shard));
-        let (at, waiting): (Vec<_>, Vec<_>) =
-            waiting.map(|shard| (TopicPartition { topic: Topic::Inbox, partition: shard.number }, shard)).unzip();
+        let waiting = self.shards.values_mut().filter_map(|shard| {
+            let at = TopicPartition { topic: Topic::Inbox, partition: shard.number };
+            let mut waiting = shard.cancels.awaiting_end().peekable();
+            waiting.peek().is_some().then_some((at, waiting))
+        });
+        let (at, waiting): (Vec<_>, Vec<_>) = waiting.unzip();
         if at.is_empty() {
             return;
         }
-        match self.subscription.ends(&at).await {
-            Ok(ends) => {
-                for (shard, end) in waiting.into_iter().zip(ends) {
-                    let unknown = shard.cancels.pending.values_mut().filter(|pending| pending.inbox_end.is_none());
-                    unknown.for_each(|pending| pending.inbox_end = Some(end));
-                }
-            }
-            Err(error) => tracing::warn!(%error, "the ends of inbox are not known; cancels wait"),
+        let ends = self.subscription.ends(&at).await;
+        if let Err(error) = &ends {
+            tracing::warn!(%error, "the ends of inbox are not known; cancels wait");
+        }
+        for (i, pending) in waiting.into_iter().enumerate() {
+            let end = ends.as_ref().map_or(InboxEnd::Later, |ends| InboxEnd::At(ends[i]));
+            pending.for_each(|pending| pending.inbox_end = end);
         }
     }
 }
@@ -361,11 +383,23 @@ mod tests {
             outputs.finish().len()
         };
         assert_eq!(put_out(&mut acks, 100, false), 0, "where inbox ends is not known");
-        acks.pending.values_mut().for_each(|pending| pending.inbox_end = Some(10));
+        acks.pending.values_mut().for_each(|pending| pending.inbox_end = InboxEnd::At(10));
         assert_eq!(put_out(&mut acks, 9, false), 0, "an item is not read back yet");
         assert_eq!(put_out(&mut acks, 10, true), 0, "a message is in a provider's hands");
         assert_eq!((put_out(&mut acks, 10, false), put_out(&mut acks, 10, false)), (1, 0));
         acks.note(&policy);
         assert!(acks.pending.is_empty());
+    }
+
+    #[test]
+    fn what_was_decided_before_a_cancel_is_on_inbox_after_the_next_commit_and_not_the_one_under_way() {
+        let mut policy = Policy::default();
+        let mut acks = CancelAcks::new(&ControlReads::default());
+        acks.commits();
+        cancel(&mut policy, "acme");
+        acks.note(&policy);
+        assert_eq!(acks.awaiting_end().count(), 0);
+        acks.commits();
+        assert_eq!(acks.awaiting_end().count(), 1);
     }
 }

@@ -22,7 +22,7 @@ use std::{
 
 use async_trait::async_trait;
 use herald_core::{
-    ports::log::{Commit, Committed, LogError, Mark, Member, Polled, Position, Record, Subscription},
+    ports::log::{Commit, Committing, LogError, Mark, Member, Polled, Position, Record, Subscription},
     topic::{Group, TopicPartition},
 };
 use parking_lot::Mutex;
@@ -304,19 +304,22 @@ impl Subscription for KafkaSubscription {
         }
     }
 
-    async fn commit(&mut self, commit: Commit) -> Result<Committed, LogError> {
+    fn commit(&mut self, commit: Commit) -> Committing {
         let (answer, answered) = oneshot::channel();
-        let ended = |error: &dyn std::fmt::Display| unavailable("the member has ended", error);
         let epoch = self.epoch.load(Relaxed);
-        self.wishes.send(Wish::Commit { epoch, commit, answer }).map_err(|e| ended(&e))?;
+        // A thread that has ended drops the answer with the wish.
+        let _ended = self.wishes.send(Wish::Commit { epoch, commit, answer });
+        let (shared, longest_step) = (self.shared.clone(), self.longest_step);
         // A thread that goes on keeps its own time.
-        tokio::select! {
-            biased;
-            answered = answered => answered.map_err(|e| ended(&e))?,
-            () = self.shared.hung(self.longest_step) => {
-                Err(LogError::Unavailable(format!("a member's thread has hung for {:?}", self.longest_step)))
+        Box::pin(async move {
+            tokio::select! {
+                biased;
+                answered = answered => answered.map_err(|error| unavailable("the member has ended", &error))?,
+                () = shared.hung(longest_step) => {
+                    Err(LogError::Unavailable(format!("a member's thread has hung for {longest_step:?}")))
+                }
             }
-        }
+        })
     }
 
     fn pause(&mut self, at: TopicPartition, paused: bool) {
@@ -332,6 +335,8 @@ impl Subscription for KafkaSubscription {
 
 #[cfg(test)]
 mod tests {
+    use herald_core::ports::log::Committed;
+
     use super::*;
 
     /// A member whose thread is the test.

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use herald_core::{
-    ports::log::{Commit, Committed, LogError, Mark, Member, Polled, Position, Subscription},
+    ports::log::{Commit, Committed, Committing, LogError, Mark, Member, Polled, Position, Subscription},
     topic::{Group, TopicPartition},
 };
 use tokio::{sync::Notify, time::Instant};
@@ -18,9 +18,7 @@ use super::{
 /// A member of a group.
 pub struct EmbeddedSubscription {
     shared: Arc<Shared>,
-    group: Group,
-    member: Member,
-    session: u64,
+    seat: Seat,
     wake: Arc<Notify>,
     /// Ordered by slot.
     cursors: Vec<Cursor>,
@@ -28,6 +26,14 @@ pub struct EmbeddedSubscription {
     assigned: Option<Vec<(TopicPartition, Position)>>,
     /// Which cursor is served first.
     turn: usize,
+}
+
+/// Who a member is, for as long as nobody takes its place.
+#[derive(Clone, Copy)]
+struct Seat {
+    group: Group,
+    member: Member,
+    session: u64,
 }
 
 struct Cursor {
@@ -41,6 +47,52 @@ struct Found {
     plan: Plan,
     advanced: Vec<(usize, u64)>,
     turn: usize,
+}
+
+impl Seat {
+    /// Whether this member may still commit.
+    fn is_current(&self, state: &State) -> bool {
+        let last = state.sessions.get(&(self.group, self.member.ordinal));
+        last.is_some_and(|last| last.number == self.session)
+    }
+
+    fn owns(&self, partition: &Partition) -> bool {
+        let owner = reader_of(partition, self.group).and_then(|reader| partition.readers[reader].owner.as_ref());
+        owner.is_some_and(|owner| owner.session == self.session)
+    }
+
+    async fn commit(self, shared: Arc<Shared>, commit: Commit) -> Result<Committed, LogError> {
+        shared.room().await?;
+        let mark = {
+            let mut state = shared.state.lock();
+            state.usable()?;
+            if !self.is_current(&state) {
+                return Ok(Committed::Fenced);
+            }
+            let mut positions = Vec::with_capacity(commit.positions.len());
+            for (at, position) in commit.positions {
+                let slot = state.existing_slot(at)?;
+                let partition = &state.partitions[slot];
+                if !self.owns(partition) {
+                    let others = at.partition % self.member.count != self.member.ordinal;
+                    debug_assert!(!others, "{at} was never a partition of this member");
+                    return Ok(Committed::Fenced);
+                }
+                if position.offset > partition.next {
+                    let (offset, end) = (position.offset, partition.next);
+                    return Err(LogError::Damaged(format!("position {offset} of {at} is beyond its end {end}")));
+                }
+                positions.push((self.group, slot, position));
+            }
+            let outputs = state.place(commit.outputs)?;
+            match positions.is_empty() && outputs.is_empty() {
+                true => state.end,
+                false => state.put(positions, outputs).1,
+            }
+        };
+        shared.wake_flusher();
+        Ok(Committed::Done(Mark(mark)))
+    }
 }
 
 impl EmbeddedSubscription {
@@ -71,26 +123,16 @@ impl EmbeddedSubscription {
             }
             session
         };
-        Ok(Self { shared, group, member, session, wake, cursors, assigned: Some(assigned), turn: 0 })
-    }
-
-    /// Whether this member may still commit.
-    fn is_current(&self, state: &State) -> bool {
-        let last = state.sessions.get(&(self.group, self.member.ordinal));
-        last.is_some_and(|last| last.number == self.session)
-    }
-
-    fn owns(&self, partition: &Partition) -> bool {
-        let owner = reader_of(partition, self.group).and_then(|reader| partition.readers[reader].owner.as_ref());
-        owner.is_some_and(|owner| owner.session == self.session)
+        let seat = Seat { group, member, session };
+        Ok(Self { shared, seat, wake, cursors, assigned: Some(assigned), turn: 0 })
     }
 
     /// Lets go of partitions that are another's now, or of all if this member was replaced.
     fn drop_lost(&mut self) -> Vec<TopicPartition> {
         let shared = self.shared.clone();
         let state = shared.state.lock();
-        let current = self.is_current(&state);
-        let lost = |cursor: &Cursor| !current || !self.owns(&state.partitions[cursor.slot]);
+        let current = self.seat.is_current(&state);
+        let lost = |cursor: &Cursor| !current || !self.seat.owns(&state.partitions[cursor.slot]);
         let revoked: Vec<TopicPartition> =
             self.cursors.iter().filter(|c| lost(c)).map(|c| state.partitions[c.slot].at).collect();
         let kept: Vec<bool> = self.cursors.iter().map(|cursor| !lost(cursor)).collect();
@@ -169,8 +211,9 @@ impl Subscription for EmbeddedSubscription {
                 let gone = |at: &TopicPartition| revoked.contains(at);
                 let assigned = assigned.into_iter().filter(|(at, _)| !gone(at)).collect();
                 let mut state = self.shared.state.lock();
-                if let Some(last) = state.sessions.get_mut(&(self.group, self.member.ordinal)) {
-                    last.is_told |= last.number == self.session;
+                let Seat { group, member, session } = self.seat;
+                if let Some(last) = state.sessions.get_mut(&(group, member.ordinal)) {
+                    last.is_told |= last.number == session;
                 }
                 // The positions may rest on a commit that is not durable yet.
                 return Ok(Polled { assigned, mark: Mark(state.end), ..Polled::default() });
@@ -187,37 +230,8 @@ impl Subscription for EmbeddedSubscription {
         }
     }
 
-    async fn commit(&mut self, commit: Commit) -> Result<Committed, LogError> {
-        self.shared.room().await?;
-        let mark = {
-            let mut state = self.shared.state.lock();
-            state.usable()?;
-            if !self.is_current(&state) {
-                return Ok(Committed::Fenced);
-            }
-            let mut positions = Vec::with_capacity(commit.positions.len());
-            for (at, position) in commit.positions {
-                let slot = state.existing_slot(at)?;
-                let partition = &state.partitions[slot];
-                if !self.owns(partition) {
-                    let others = at.partition % self.member.count != self.member.ordinal;
-                    debug_assert!(!others, "{at} was never a partition of this member");
-                    return Ok(Committed::Fenced);
-                }
-                if position.offset > partition.next {
-                    let (offset, end) = (position.offset, partition.next);
-                    return Err(LogError::Damaged(format!("position {offset} of {at} is beyond its end {end}")));
-                }
-                positions.push((self.group, slot, position));
-            }
-            let outputs = state.place(commit.outputs)?;
-            match positions.is_empty() && outputs.is_empty() {
-                true => state.end,
-                false => state.put(positions, outputs).1,
-            }
-        };
-        self.shared.wake_flusher();
-        Ok(Committed::Done(Mark(mark)))
+    fn commit(&mut self, commit: Commit) -> Committing {
+        Box::pin(self.seat.commit(self.shared.clone(), commit))
     }
 
     fn pause(&mut self, at: TopicPartition, paused: bool) {

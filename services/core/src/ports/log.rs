@@ -1,7 +1,7 @@
 //! The durable log: topics of partitions of records, consumer groups, and commits that move positions and make
 //! outputs visible at once.
 
-use std::time::Duration;
+use std::{pin::Pin, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -122,6 +122,10 @@ impl Committed {
     }
 }
 
+/// A commit that was begun: it does both of what a [`Commit`] says, or neither. On an error it is unknown which, as it is
+/// when the future is dropped. Its member may poll meanwhile, and begins another one when this one has ended.
+pub type Committing = Pin<Box<dyn Future<Output = Result<Committed, LogError>> + Send + Sync>>;
+
 /// Why a member cannot go on with what it holds. A new subscription, which is told the group's positions, can.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Halted {
@@ -236,8 +240,8 @@ pub trait Subscription: Send + Sync {
     /// `wait` at the latest. The first poll assigns. Dropping the future loses nothing.
     async fn poll(&mut self, max: usize, wait: Duration) -> Result<Polled, LogError>;
 
-    /// Moves the positions and makes the outputs visible, or does neither. On an error it is unknown which.
-    async fn commit(&mut self, commit: Commit) -> Result<Committed, LogError>;
+    /// Begins to move the positions and to make the outputs visible.
+    fn commit(&mut self, commit: Commit) -> Committing;
 
     /// Stops or resumes the delivery of a partition's records; nothing is lost.
     fn pause(&mut self, at: TopicPartition, paused: bool);

@@ -25,7 +25,8 @@ use herald_core::{
         inbox::{Counts, EventId, Inbox, Item, MarkAs, StateFilter, Which},
         ledger::{Flush, ForeignToken, Ledger, Page, ReceiptRow, ReceiptScope, RequestRow, RequestScope},
         log::{
-            Commit, Committed, Identity, Log, LogError, Mark, Member, NewRecord, Polled, Progress, Record, Subscription,
+            Commit, Committing, Identity, Log, LogError, Mark, Member, NewRecord, Polled, Progress, Record,
+            Subscription,
         },
     },
     record::{CancelAck, Claim, Cursor, LedgerBatch, Place, Schema, UserChange},
@@ -94,6 +95,13 @@ impl Faults {
         match self.chance.one_in(self.store_errors_one_in) {
             true => Err(StoreError::Unavailable("simulated".into())),
             false => Ok(()),
+        }
+    }
+
+    /// A commit takes as long as one on a cluster may; its member goes on meanwhile.
+    async fn takes_time(&self) {
+        if self.chance.one_in(6) {
+            tokio::time::sleep(Duration::from_millis(self.chance.below(60))).await;
         }
     }
 
@@ -191,6 +199,25 @@ struct FaultySubscription {
     inner: Box<dyn Subscription>,
 }
 
+impl FaultySubscription {
+    /// What mutants do to a commit.
+    fn spoil(&self, commit: &mut Commit) {
+        let mutant = self.faults.mutant;
+        if mutant == Mutant::ManifestNotWritten && self.group == Group::Orchestrator {
+            commit.outputs.retain_mut(without_manifests);
+        }
+        if mutant == Mutant::ReceiptTwice && self.group == Group::Worker {
+            commit.outputs.iter_mut().for_each(with_a_receipt_twice);
+        }
+        if mutant == Mutant::HoldLoses && self.group == Group::Worker {
+            commit.outputs.retain(|record| record.at.topic != Topic::Delayed(3));
+        }
+        if mutant == Mutant::CancelClosedEarly && self.group == Group::Orchestrator {
+            commit.outputs.iter_mut().for_each(acknowledged_by_all);
+        }
+    }
+}
+
 #[async_trait]
 impl Subscription for FaultySubscription {
     async fn poll(&mut self, max: usize, wait: Duration) -> Result<Polled, LogError> {
@@ -206,37 +233,40 @@ impl Subscription for FaultySubscription {
         Ok(polled)
     }
 
-    async fn commit(&mut self, mut commit: Commit) -> Result<Committed, LogError> {
-        if self.faults.chance.one_in(self.faults.unanswered_one_in) {
-            self.faults.rejoining.fetch_add(u64::from(self.group == Group::Worker), Relaxed);
-            if self.faults.chance.one_in(2) {
-                self.inner.commit(commit).await?;
+    fn commit(&mut self, mut commit: Commit) -> Committing {
+        let faults = self.faults.clone();
+        if faults.chance.one_in(faults.unanswered_one_in) {
+            faults.rejoining.fetch_add(u64::from(self.group == Group::Worker), Relaxed);
+            let committed = faults.chance.one_in(2).then(|| self.inner.commit(commit));
+            return Box::pin(async move {
+                faults.takes_time().await;
+                if let Some(committed) = committed {
+                    committed.await?;
+                }
+                Err(LogError::Unavailable("simulated".into()))
+            });
+        }
+        self.spoil(&mut commit);
+        faults.trace(&commit.outputs);
+        let outputs = match faults.mutant == Mutant::CommitSplit {
+            true => std::mem::take(&mut commit.outputs),
+            false => Vec::new(),
+        };
+        let early = (!outputs.is_empty()).then(|| self.inner.commit(Commit { positions: Vec::new(), outputs }));
+        let committed = self.inner.commit(commit);
+        Box::pin(async move {
+            faults.takes_time().await;
+            faults.crash().await;
+            if let Some(early) = early {
+                early.await?;
+                tokio::time::sleep(Duration::from_millis(faults.chance.below(20))).await;
+                faults.crash().await;
             }
-            return Err(LogError::Unavailable("simulated".into()));
-        }
-        if self.faults.mutant == Mutant::ManifestNotWritten && self.group == Group::Orchestrator {
-            commit.outputs.retain_mut(without_manifests);
-        }
-        if self.faults.mutant == Mutant::ReceiptTwice && self.group == Group::Worker {
-            commit.outputs.iter_mut().for_each(with_a_receipt_twice);
-        }
-        if self.faults.mutant == Mutant::HoldLoses && self.group == Group::Worker {
-            commit.outputs.retain(|record| record.at.topic != Topic::Delayed(3));
-        }
-        if self.faults.mutant == Mutant::CancelClosedEarly && self.group == Group::Orchestrator {
-            commit.outputs.iter_mut().for_each(acknowledged_by_all);
-        }
-        self.faults.trace(&commit.outputs);
-        self.faults.crash().await;
-        if self.faults.mutant == Mutant::CommitSplit && !commit.outputs.is_empty() {
-            let outputs = std::mem::take(&mut commit.outputs);
-            self.inner.commit(Commit { positions: Vec::new(), outputs }).await?;
-            tokio::time::sleep(Duration::from_millis(self.faults.chance.below(20))).await;
-            self.faults.crash().await;
-        }
-        let committed = self.inner.commit(commit).await;
-        self.faults.crash().await;
-        committed
+            let committed = committed.await;
+            faults.crash().await;
+            faults.takes_time().await;
+            committed
+        })
     }
 
     fn pause(&mut self, at: TopicPartition, paused: bool) {

@@ -60,7 +60,7 @@ impl Stage {
     pub(crate) async fn new(config: Config, deps: Deps, member: Member) -> anyhow::Result<Self> {
         let subscription = deps.log.subscribe(Group::Orchestrator, member).await?;
         Ok(Self {
-            pacing: Pacing::new(deps.budgets.clone(), member.count),
+            pacing: Pacing::new(deps.budgets.clone(), member.count, deps.outages.budgets.clone()),
             config,
             steering: Steering::new(deps.policy.clone(), deps.control.clone()),
             deps,
@@ -89,13 +89,14 @@ impl Stage {
             };
             match polled {
                 Ok(polled) => {
+                    self.deps.outages.log.answered(self.deps.world.now_ms());
                     let polled = polled.or_halt()?;
                     self.polled_mark = self.polled_mark.max(polled.mark);
                     self.reassign(polled.assigned, polled.revoked);
                     polled.records.into_iter().for_each(|record| self.enqueue(record));
                     self.note_starts().await?;
                 }
-                Err(error) => wait_out(error).await?,
+                Err(error) => self.wait_out(error).await?,
             }
             self.make_room().await?;
             let version = self.steering.take_up();
@@ -107,6 +108,16 @@ impl Stage {
                 return Ok(());
             }
         }
+    }
+
+    /// Waits a moment after a passing error of the log; any other ends the role.
+    async fn wait_out(&self, error: LogError) -> anyhow::Result<()> {
+        if !error.is_passing() {
+            return Err(error.into());
+        }
+        self.deps.outages.log.failed(&error, 0, self.deps.world.now_ms());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        Ok(())
     }
 
     fn reassign(&mut self, assigned: Vec<(TopicPartition, Position)>, revoked: Vec<TopicPartition>) {
@@ -384,14 +395,4 @@ fn requests_home(at: TopicPartition) -> TopicPartition {
         topic => topic,
     };
     TopicPartition { topic, ..at }
-}
-
-/// Waits a moment after a passing error of the log; any other ends the role.
-async fn wait_out(error: LogError) -> anyhow::Result<()> {
-    if !error.is_passing() {
-        return Err(error.into());
-    }
-    tracing::warn!(%error, "requests cannot be polled");
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    Ok(())
 }

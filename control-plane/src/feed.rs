@@ -6,12 +6,13 @@ use herald_core::{
     clock::World,
     control::{ControlReads, control, policy_of},
     levels::Levels,
+    outage::Outage,
     policy::Policy,
     ports::log::{Log, LogError, Record},
     providers::Providers,
     record::Schema,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 const RECORDS_A_READ: usize = 1_000;
@@ -44,9 +45,11 @@ pub async fn policy_feed(
     world: World,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    let away =
+        Outage::new("control cannot be read; the last policies hold, and no send starts", "see that the log answers");
     let follow = async {
         loop {
-            let (read, asked_ms) = (reads.begin(), world.now_ms());
+            let (read, asked) = (reads.begin(), Instant::now());
             let mut policy = Policy::clone(&sender.borrow());
             let before = policy.version;
             let reached_end = catch_up(&*log, &mut policy).await;
@@ -57,7 +60,8 @@ pub async fn policy_feed(
             }
             match reached_end {
                 Ok(()) => {
-                    reads.end(read, asked_ms);
+                    away.answered(world.now_ms());
+                    reads.end(read, asked.into_std());
                     // News is read at once. A log that has failed may still be read, so its error must not be asked for
                     // again without a pause.
                     if let Ok(Err(error)) = tokio::time::timeout(READ_EVERY, log.reached(control(), version)).await {
@@ -66,7 +70,7 @@ pub async fn policy_feed(
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "control cannot be read; the last policies hold");
+                    away.failed(&error, 0, world.now_ms());
                     tokio::time::sleep(READ_EVERY).await;
                 }
             }

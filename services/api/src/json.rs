@@ -7,8 +7,7 @@ use axum::{
 };
 use herald_core::problem::{Kind, Problem};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::value::RawValue;
+use serde::{Serialize, de::DeserializeOwned};
 
 pub use crate::explain::LOSES_DIGITS;
 use crate::{explain::explain, present::Present, rejection::Rejection};
@@ -143,65 +142,9 @@ pub fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(text).map_err(|error| explain::<T>(text, &error))
 }
 
-/// Reads the items of a batch. A good body is read once; where something in it does not fit, each item is read for
-/// itself, so that one which is malformed takes no other with it.
-///
-/// `B` is the batch and `R` its outline, of which `raw` gives the items as they are written.
-///
-/// # Errors
-/// As [`parse`], where not even the outline can be read or it has more than `max` items.
-pub fn parse_items<'t, B: DeserializeOwned, R: Deserialize<'t>, I: DeserializeOwned>(
-    text: &'t [u8],
-    max: usize,
-    items: impl FnOnce(B) -> Vec<I>,
-    raw: impl FnOnce(R) -> Vec<&'t RawValue>,
-) -> Result<Vec<Result<I, Problem>>, Problem> {
-    let error = match serde_json::from_slice(text) {
-        Ok(batch) => return Ok(items(batch).into_iter().map(Ok).collect()),
-        Err(error) => error,
-    };
-    match serde_json::from_slice(text).map(raw) {
-        Ok(raw) if raw.len() <= max => Ok(raw.into_iter().map(|item| parse(item.get().as_bytes())).collect()),
-        _ => Err(explain::<B>(text, &error)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use herald_proto::v1;
-
     use super::*;
-
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Outline<'t> {
-        #[serde(borrow)]
-        notifications: Vec<&'t RawValue>,
-    }
-
-    fn batch(text: &str, max: usize) -> Result<Vec<Result<v1::NotifyRequest, Problem>>, Problem> {
-        let items = |batch: v1::NotifyBatchRequest| batch.notifications;
-        parse_items(text.as_bytes(), max, items, |outline: Outline<'_>| outline.notifications)
-    }
-
-    #[test]
-    fn a_malformed_item_takes_no_other_with_it() {
-        let items = batch(r#"{"notifications": [{"template_id": "a"}, {"ttl": "1d"}, 5, {"template_id": "b"}]}"#, 4);
-        let items = items.unwrap();
-        assert_eq!((&*items[0].as_ref().unwrap().template_id, &*items[3].as_ref().unwrap().template_id), ("a", "b"));
-        let field = |i: usize| items[i].as_ref().unwrap_err().errors()[0].field.as_str();
-        assert_eq!((field(1), field(2)), ("ttl", ""));
-        for (text, code) in [
-            (r#"{"notifications": [{"ttl": 1}], "nope": 1}"#, "invalid_argument"),
-            (r#"{"notifications": [{"ttl": 1}], "notifications": []}"#, "invalid_argument"),
-            (r#"{"users": [{"ttl": 1}]}"#, "invalid_argument"),
-            (r#"{"notifications": {}}"#, "invalid_argument"),
-            (r#"{"notifications": [{"ttl": 1}, {"ttl": 1}, {}]}"#, "invalid_argument"),
-            (r#"{"notifications": [{}, {]}"#, "malformed_json"),
-        ] {
-            assert_eq!(batch(text, 2).unwrap_err().code(), code, "{text}");
-        }
-    }
 
     #[test]
     fn numbers_are_answered_as_they_were_sent() {

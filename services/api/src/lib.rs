@@ -10,6 +10,7 @@ pub mod descriptors;
 pub mod docs;
 mod explain;
 pub mod finish;
+pub mod items;
 pub mod json;
 pub mod openapi;
 pub mod page;

@@ -9,6 +9,7 @@ use std::{
             Ordering::{Acquire, Relaxed, Release},
         },
     },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -64,7 +65,7 @@ pub fn policy_of(record: &Record) -> Result<Control, DecodeError> {
 pub struct ControlReads {
     begun: AtomicU64,
     ended: AtomicU64,
-    asked_ms: AtomicU64,
+    asked: Mutex<Option<Instant>>,
 }
 
 impl ControlReads {
@@ -73,10 +74,10 @@ impl ControlReads {
         self.begun.fetch_add(1, Relaxed) + 1
     }
 
-    /// Notes that a read, begun at `asked_ms`, came to the end of the topic, and that its snapshot is there.
-    pub fn end(&self, read: u64, asked_ms: u64) {
+    /// Notes that a read, begun at `asked`, came to the end of the topic, and that its snapshot is there.
+    pub fn end(&self, read: u64, asked: Instant) {
         // Who sees these sees the snapshot.
-        self.asked_ms.store(asked_ms, Release);
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
         self.ended.store(read, Release);
     }
 
@@ -90,9 +91,11 @@ impl ControlReads {
         self.ended.load(Acquire) >= read
     }
 
-    /// When the last read that has ended began, in milliseconds since the epoch; 0 before the first.
-    pub fn asked_ms(&self) -> u64 {
-        self.asked_ms.load(Acquire)
+    /// How long ago the last read that has ended began; `None` before the first. It is no matter of the wall clock, which may
+    /// be set.
+    pub fn age(&self, now: Instant) -> Option<Duration> {
+        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.map(|asked| now.saturating_duration_since(asked))
     }
 }
 
@@ -128,15 +131,17 @@ mod tests {
 
     #[test]
     fn only_a_read_that_begins_later_knows_what_is_written_now() {
-        let reads = ControlReads::default();
+        let (reads, asked) = (ControlReads::default(), Instant::now());
+        assert_eq!(reads.age(asked), None);
         let running = reads.begin();
         let needed = reads.next();
-        reads.end(running, 10);
+        reads.end(running, asked);
         assert!(reads.has_ended(running) && !reads.has_ended(needed));
         let read = reads.begin();
-        reads.end(read, 20);
+        let ms = Duration::from_millis;
+        reads.end(read, asked + ms(20));
         assert!(reads.has_ended(needed));
-        assert_eq!(reads.asked_ms(), 20);
+        assert_eq!(reads.age(asked + ms(50)), Some(ms(30)));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     bucket::{Ask, Buckets, Lease, Quota},
+    outage::Outage,
     ports::{
         StoreError,
         budgets::{Budgets, LEASE_MS},
@@ -35,8 +36,6 @@ pub struct Taken {
     pub retry_after_ms: u64,
     /// The budget that has the least, if the tokens are fewer than were wanted.
     pub short: Option<Budget>,
-    /// The store did not answer; the tokens are of the member's own share.
-    pub error: Option<StoreError>,
 }
 
 #[derive(Debug, Default)]
@@ -63,18 +62,26 @@ pub struct Leases {
     pots: HashMap<Arc<str>, Pot>,
     /// This member's share, for when the port is away.
     own: Buckets,
+    outage: Arc<Outage>,
     is_away: bool,
     away_until_ms: u64,
 }
 
 impl Leases {
-    /// Nothing is leased yet. `members` share the buckets.
-    pub fn new(port: Arc<dyn Budgets>, members: u32) -> Self {
+    /// What the members of a process say while the store of the buckets is away.
+    pub fn outage() -> Arc<Outage> {
+        let what = "the budgets do not answer; each member goes on with its share of the limits";
+        Arc::new(Outage::new(what, "see that the cache answers and has room"))
+    }
+
+    /// Nothing is leased yet. `members` share the buckets, and those of this process their `outage`.
+    pub fn new(port: Arc<dyn Budgets>, members: u32, outage: Arc<Outage>) -> Self {
         Self {
             port,
             members: members.max(1),
             pots: HashMap::new(),
             own: Buckets::starting_empty(),
+            outage,
             is_away: false,
             away_until_ms: 0,
         }
@@ -101,11 +108,9 @@ impl Leases {
                 asks.push(Ask { bucket: bucket.clone(), quota: *quota, tokens, floor });
             }
         }
-        let (mut denied, mut error) = (None, None);
+        let mut denied = None;
         if !asks.is_empty() {
-            let (lease, failed) = self.lease(&asks, now_ms).await;
-            error = failed;
-            match lease {
+            match self.lease(&asks, now_ms).await {
                 Lease::Granted(granted) => self.fill(&asks, &granted, now_ms),
                 Lease::Denied { ask, retry_after_ms } => {
                     denied = asks.get(ask).map(|ask| (retry_after_ms, (ask.bucket.clone(), ask.quota)));
@@ -122,7 +127,7 @@ impl Leases {
         }
         self.forget_stale(now_ms);
         let retry_after_ms = short.as_ref().map_or(0, |(wait_ms, _)| *wait_ms);
-        Taken { tokens: taken, retry_after_ms, short: short.map(|(_, budget)| budget), error }
+        Taken { tokens: taken, retry_after_ms, short: short.map(|(_, budget)| budget) }
     }
 
     /// Gives back what was taken just now and not used.
@@ -135,17 +140,18 @@ impl Leases {
         }
     }
 
-    async fn lease(&mut self, asks: &[Ask], now_ms: u64) -> (Lease, Option<StoreError>) {
-        let mut error = None;
+    async fn lease(&mut self, asks: &[Ask], now_ms: u64) -> Lease {
         if now_ms >= self.away_until_ms || self.away_until_ms > now_ms + AWAY_MS {
-            match self.port.lease(&[asks.to_vec()], now_ms).await.map(|leases| leases.into_iter().next()) {
+            let error = match self.port.lease(&[asks.to_vec()], now_ms).await.map(|leases| leases.into_iter().next()) {
                 Ok(Some(lease)) => {
                     self.is_away = false;
-                    return (lease, None);
+                    self.outage.answered(now_ms);
+                    return lease;
                 }
-                Ok(None) => error = Some(StoreError::Damaged("a lease was not answered".into())),
-                Err(failed) => error = Some(failed),
-            }
+                Ok(None) => StoreError::Damaged("a lease was not answered".into()),
+                Err(error) => error,
+            };
+            self.outage.failed(&error, 0, now_ms);
             self.away_until_ms = now_ms + AWAY_MS;
             if !std::mem::replace(&mut self.is_away, true) {
                 self.own = Buckets::starting_empty();
@@ -158,7 +164,7 @@ impl Leases {
             Ask { quota, floor, tokens: ask.tokens.saturating_sub(owed), ..ask.clone() }
         };
         let asks: Vec<Ask> = asks.iter().map(share).collect();
-        (self.own.lease(&asks, now_ms), error)
+        self.own.lease(&asks, now_ms)
     }
 
     fn fill(&mut self, asks: &[Ask], granted: &[u64], now_ms: u64) {
@@ -232,6 +238,10 @@ mod tests {
         }
     }
 
+    fn leases(store: Arc<Store>, members: u32) -> Leases {
+        Leases::new(store, members, Leases::outage())
+    }
+
     /// The store above answers at once.
     fn take(leases: &mut Leases, budgets: &[Budget], tokens: u64, now_ms: u64) -> Taken {
         take_as(leases, budgets, tokens, true, now_ms)
@@ -252,7 +262,7 @@ mod tests {
     #[test]
     fn most_batches_need_no_round_trip() {
         let store = Arc::new(Store::default());
-        let mut leases = Leases::new(store.clone(), 2);
+        let mut leases = leases(store.clone(), 2);
         let fast = [budget("fast", 100_000.0, 100_000)];
         for _ in 0..100 {
             assert_eq!(take(&mut leases, &fast, 25, 0).tokens, 25);
@@ -265,7 +275,7 @@ mod tests {
     #[test]
     fn the_least_of_all_pots_is_taken_of_each() {
         let store = Arc::new(Store::default());
-        let mut leases = Leases::new(store.clone(), 1);
+        let mut leases = leases(store.clone(), 1);
         let (wide, narrow) = (budget("wide", 10.0, 100), budget("narrow", 2.0, 3));
         let taken = take(&mut leases, &[wide.clone(), narrow.clone()], 8, 0);
         assert_eq!((taken.tokens, taken.retry_after_ms), (3, 1_500), "the narrow one needs time for three more");
@@ -280,7 +290,7 @@ mod tests {
     #[test]
     fn what_was_not_used_in_time_is_lost() {
         let store = Arc::new(Store::default());
-        let mut leases = Leases::new(store, 1);
+        let mut leases = leases(store, 1);
         let some = [budget("some", 100.0, 5)];
         assert_eq!(take(&mut leases, &some, 1, 0).tokens, 1);
         assert_eq!(take(&mut leases, &some, 9, 10_000).tokens, 5);
@@ -289,7 +299,7 @@ mod tests {
     #[test]
     fn bulk_leaves_a_quarter_to_what_is_urgent() {
         let store = Arc::new(Store::default());
-        let mut leases = Leases::new(store, 1);
+        let mut leases = leases(store, 1);
         let some = [budget("some", 1.0, 8)];
         assert_eq!(take_as(&mut leases, &some, 8, false, 0).tokens, 6);
         assert_eq!(take(&mut leases, &some, 8, 0).tokens, 2);
@@ -299,12 +309,12 @@ mod tests {
     fn while_the_store_is_away_a_member_has_its_share() {
         let store = Arc::new(Store::default());
         *store.away.lock().unwrap() = true;
-        let mut leases = Leases::new(store.clone(), 4);
+        let mut leases = leases(store.clone(), 4);
         let some = [budget("some", 40.0, 40)];
         let taken = take(&mut leases, &some, 100, 10_000);
-        assert!(taken.tokens == 0 && taken.error.is_some(), "others may just have emptied the bucket");
+        assert_eq!((taken.tokens, *store.calls.lock().unwrap()), (0, 1), "others may just have emptied the bucket");
         let taken = take(&mut leases, &some, 100, 10_500);
-        assert!(taken.tokens == 5 && taken.error.is_none(), "it is left alone for a second");
+        assert_eq!((taken.tokens, *store.calls.lock().unwrap()), (5, 1), "it is left alone for a second");
         assert_eq!(take(&mut leases, &some, 100, 11_000).tokens, 5);
         *store.away.lock().unwrap() = false;
         assert_eq!(take(&mut leases, &some, 100, 12_000).tokens, 30, "what was taken meanwhile is paid for");
@@ -325,7 +335,7 @@ mod tests {
             let store = Arc::new(Store::default());
             let quota = Quota::new(micros as f64 / 1e6, burst).unwrap();
             let budgets = [(Arc::from("shared"), quota)];
-            let mut members: Vec<Leases> = (0..3).map(|_| Leases::new(store.clone(), 3)).collect();
+            let mut members: Vec<Leases> = (0..3).map(|_| leases(store.clone(), 3)).collect();
             let (mut now_ms, mut sent): (u64, Vec<(u64, u64)>) = (0, Vec::new());
             for (step, (member, pause_ms, tokens)) in steps.into_iter().enumerate() {
                 now_ms += pause_ms;

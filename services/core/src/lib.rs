@@ -18,6 +18,7 @@ pub mod latency;
 pub mod leases;
 pub mod levels;
 pub mod limits;
+pub mod outage;
 pub mod outputs;
 pub mod packed;
 pub mod people;

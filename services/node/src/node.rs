@@ -1,6 +1,7 @@
 //! The process: open what it stands on, start the roles, serve, and stop in order.
 
 use std::{
+    io::IsTerminal,
     net::SocketAddr,
     path::Path,
     sync::{Arc, atomic::AtomicU64},
@@ -14,7 +15,11 @@ use herald_control_plane::{bootstrap, dead_letters::DeadLetters, levels};
 use herald_core::{clock::World, policy::kind, secrets::SecretKeys};
 use herald_gateway::{serve::Listener, tls::Tls};
 use herald_worker::OpenProviders;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -65,7 +70,7 @@ pub struct Node {
     storage: Storage,
     roles: Roles,
     gateway: JoinHandle<anyhow::Result<()>>,
-    ops_server: Option<JoinHandle<()>>,
+    ops_server: Option<OpsServer>,
     exporter: Option<Exporter>,
     stopping: CancellationToken,
     deadline: Duration,
@@ -78,7 +83,7 @@ impl Node {
     /// Where an address is taken, a setting is wrong, or something does not answer that the process cannot start without.
     pub async fn start(mut config: Config, mode: Mode) -> anyhow::Result<Self> {
         let stopping = CancellationToken::new();
-        let listeners = Listeners::bind(&config, &stopping).await?;
+        let listeners = Listeners::bind(&config, mode, &stopping).await?;
         let (address, ops_address) = listeners.addresses()?;
         let mut world = world::system();
         let process = config.process_name(&world);
@@ -99,7 +104,7 @@ impl Node {
         let ops = ops_routes(&roles, &backends, gauges, &stopping);
         let (routes, ops_server) = match listeners.ops {
             None => (routes.merge(ops), None),
-            Some(listener) => (routes, Some(tokio::spawn(ops::serve(listener, ops, world.clone(), stopping.clone())))),
+            Some(listener) => (routes, Some(OpsServer::start(listener, ops, &world))),
         };
         let gateway = serve_calls(&config, &roles, &backends, &world, listeners.api, routes, &stopping);
         let node = Self {
@@ -187,12 +192,12 @@ impl Node {
             Ok(ended) => ended.map_err(anyhow::Error::from).and_then(|ended| ended),
             Err(_) => Err(anyhow::anyhow!("the gateway did not stop within the deadline")),
         };
-        if let Some(ops_server) = self.ops_server {
-            ops_server.await?;
-        }
         let roles = self.roles.stop(self.deadline).await;
         if let Some(exporter) = self.exporter {
             exporter.stop().await;
+        }
+        if let Some(ops_server) = self.ops_server {
+            ops_server.stop().await?;
         }
         let closed = self.storage.close().await;
         // What failed first says more than what failed because of it.
@@ -201,7 +206,7 @@ impl Node {
 
     /// Runs until a signal or a failure, then stops.
     pub async fn run_until_signal(self) -> anyhow::Result<()> {
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let mut terminate = signal(SignalKind::terminate())?;
         let failed = self.failed.clone();
         tokio::select! {
             biased;
@@ -213,6 +218,25 @@ impl Node {
         self.stop().await?;
         anyhow::ensure!(!broken, "the process stopped because something failed; the log says what");
         Ok(())
+    }
+}
+
+/// Health and metrics on a listener of their own, which says why the process stops until it has stopped.
+struct OpsServer {
+    task: JoinHandle<()>,
+    stopping: CancellationToken,
+}
+
+impl OpsServer {
+    fn start(listener: Listener, routes: Routes, world: &World) -> Self {
+        let stopping = CancellationToken::new();
+        let task = tokio::spawn(ops::serve(listener, routes, world.clone(), stopping.clone()));
+        Self { task, stopping }
+    }
+
+    async fn stop(self) -> anyhow::Result<()> {
+        self.stopping.cancel();
+        Ok(self.task.await?)
     }
 }
 
@@ -316,7 +340,7 @@ struct Listeners {
 
 impl Listeners {
     /// Binds the addresses and reads the certificate, which is followed from then on.
-    async fn bind(config: &Config, stopping: &CancellationToken) -> anyhow::Result<Self> {
+    async fn bind(config: &Config, mode: Mode, stopping: &CancellationToken) -> anyhow::Result<Self> {
         let api = bind(config.listen, "--listen").await?;
         let ops = match config.ops_address().map_err(anyhow::Error::msg)? {
             Some(address) => Some(bind(address, "--ops-listen").await?),
@@ -325,7 +349,11 @@ impl Listeners {
         let tls = config.tls_files().map(Tls::load).transpose().context("TLS cannot be served")?;
         if let Some(tls) = &tls {
             tokio::spawn(tls.clone().follow(stopping.clone()));
-            tokio::spawn(reload_on_sighup(tls.clone(), stopping.clone()));
+        }
+        // For development it ends with its terminal, as every command does.
+        if tls.is_some() || mode == Mode::Plain || !std::io::stdin().is_terminal() {
+            let hangups = signal(SignalKind::hangup()).context("SIGHUP is not heard")?;
+            tokio::spawn(reload_on_sighup(hangups, tls.clone(), stopping.clone()));
         }
         let with_tls = |socket| Listener { socket, tls: tls.clone() };
         Ok(Self { api: with_tls(api), ops: ops.map(with_tls) })
@@ -343,15 +371,14 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
     bound.with_context(|| format!("{address} cannot be listened on; choose another address with {flag}"))
 }
 
-async fn reload_on_sighup(tls: Tls, stopping: CancellationToken) {
-    let mut hangups = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) {
-        Ok(hangups) => hangups,
-        Err(error) => {
-            return tracing::warn!(%error, "SIGHUP is not heard; certificates are read again when they change");
-        }
-    };
+/// Reads certificates again on SIGHUP, which ends a process that does not listen to it, and so is heard where there are
+/// none too.
+async fn reload_on_sighup(mut hangups: Signal, tls: Option<Tls>, stopping: CancellationToken) {
     while let Some(Some(())) = stopping.run_until_cancelled(hangups.recv()).await {
-        tls.reload_and_tell();
+        match &tls {
+            Some(tls) => tls.reload_and_tell(),
+            None => tracing::info!("SIGHUP: there are no certificates to read again; everything goes on"),
+        }
     }
 }
 

@@ -320,6 +320,7 @@ impl Roles {
             versions: self.versions.clone(),
             world: world.clone(),
             stats: self.counters.worker.clone(),
+            outages: Arc::default(),
         };
         let worker = config.worker.clone();
         self.stage("worker", config.members.worker, Some(Group::Worker), move |member, shutdown| {
@@ -338,6 +339,7 @@ impl Roles {
             versions: self.versions.clone(),
             world: world.clone(),
             stats: self.counters.orchestrator.clone(),
+            outages: Arc::default(),
         };
         let orchestrator = config.orchestrator.clone();
         self.stage("orchestrator", config.members.orchestrator, Some(Group::Orchestrator), move |member, shutdown| {

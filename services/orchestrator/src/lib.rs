@@ -14,6 +14,8 @@ use std::sync::Arc;
 use herald_core::{
     clock::World,
     control::{ControlReads, RoleVersions},
+    leases::Leases,
+    outage::Outage,
     policy::Policy,
     ports::{
         admissions::Admissions,
@@ -66,6 +68,29 @@ pub struct Deps {
     pub world: World,
     /// What is counted.
     pub stats: Arc<Stats>,
+    /// What is away.
+    pub outages: Arc<Outages>,
+}
+
+/// What may be away while the role goes on, said once by all members of a process.
+#[derive(Debug)]
+pub struct Outages {
+    pub(crate) log: Outage,
+    pub(crate) directory: Outage,
+    pub(crate) admissions: Outage,
+    pub(crate) budgets: Arc<Outage>,
+}
+
+impl Default for Outages {
+    fn default() -> Self {
+        let stores = "see that the stores answer";
+        Self {
+            log: Outage::new("requests cannot be polled; they wait", "see that the log answers"),
+            directory: Outage::new("the directory is away; pages of audiences wait", stores),
+            admissions: Outage::new("idempotency keys cannot be noted; requests wait", stores),
+            budgets: Leases::outage(),
+        }
+    }
 }
 
 /// What the role counts; read by the metrics.

@@ -8,6 +8,7 @@ use herald_core::{
     ids::TenantId,
     leases::{Budget, Leases},
     limits::Limits,
+    outage::Outage,
     outputs::Wait,
     ports::budgets::Budgets,
     record::{Notification, Request, WaitCause, audience::Kind},
@@ -46,9 +47,9 @@ pub(crate) struct Pacing {
 }
 
 impl Pacing {
-    /// `members` orchestrators share the budgets.
-    pub(crate) fn new(budgets: Arc<dyn Budgets>, members: u32) -> Self {
-        Self { leases: Leases::new(budgets, members), limits: Arc::default(), waiting: Waiting::default() }
+    /// `members` orchestrators share the budgets, and those of this process the outage.
+    pub(crate) fn new(budgets: Arc<dyn Budgets>, members: u32, outage: Arc<Outage>) -> Self {
+        Self { leases: Leases::new(budgets, members, outage), limits: Arc::default(), waiting: Waiting::default() }
     }
 
     /// Takes up the limits in force. Where they changed, everybody who waits gets a new place.
@@ -77,9 +78,6 @@ impl Pacing {
         let lane = if notification.transactional { Lane::Transactional } else { Lane::Bulk };
         let wanted = recipients * channels;
         let taken = self.leases.take(&budgets, wanted, lane == Lane::Transactional, world.now_ms()).await;
-        if let Some(error) = &taken.error {
-            tracing::warn!(%error, "the budgets do not answer; this orchestrator goes on with its share");
-        }
         let rest = taken.short.map(|(budget, quota)| {
             let short = Short { budget, share: self.leases.share(quota), retry_after_ms: taken.retry_after_ms };
             let due_ms = self.waiting.place(&short, &tenant, lane, wanted - taken.tokens, world);

@@ -125,7 +125,7 @@ impl Stage {
             Ok(first) => first,
             Err(error) => {
                 this.count(&this.deps.stats.store_delays, units.len() as u64);
-                tracing::warn!(%error, "idempotency keys cannot be noted; the requests wait");
+                this.deps.outages.admissions.failed(&error, units.len() as u64, now_ms);
                 return units.iter().map(|_| Expanded::Later(Wait::until(now_ms + STORE_DELAY_MS))).collect();
             }
         };
@@ -160,6 +160,7 @@ impl Stage {
             durable.map_err(|error| StoreError::Unavailable(error.to_string()))?;
             let mine: Vec<Place> = notes.iter().map(|note| note.place).collect();
             let noted = self.deps.admissions.note_first_places(notes).await?;
+            self.deps.outages.admissions.answered(self.deps.world.now_ms());
             for ((index, mine), noted) in indexes.into_iter().zip(mine).zip(noted) {
                 first[index] = mine == noted;
             }
@@ -201,10 +202,13 @@ impl Stage {
             Allowance::Later(_) => (page, None),
         };
         match self.expand_page(request, notification, most, next_wait).await {
-            Ok(expanded) => expanded,
+            Ok(expanded) => {
+                self.deps.outages.directory.answered(now_ms);
+                expanded
+            }
             Err(StoreError::Unavailable(error)) => {
                 self.count(&self.deps.stats.store_delays, 1);
-                tracing::warn!(%error, "the directory is away; the page waits");
+                self.deps.outages.directory.failed(&error, 1, now_ms);
                 Expanded::Later(Wait::until(now_ms + STORE_DELAY_MS))
             }
             Err(StoreError::Damaged(error)) => Expanded::Dead { cause: "damaged", detail: error },

@@ -77,7 +77,7 @@ impl Stage {
             gathered: Gathered::none(&deps),
             under_way: UnderWay::none(),
             committed_mark: Mark::default(),
-            pacing: Pacing::new(deps.budgets.clone(), member.count),
+            pacing: Pacing::new(deps.budgets.clone(), member.count, deps.outages.budgets.clone()),
             config,
             steering: Steering::new(deps.policy.clone(), deps.control.clone()),
             deps,
@@ -113,7 +113,7 @@ impl Stage {
                 Ok(polled) => if self.take_polled(polled).await? {
                     return self.commit().await.map(|_| ());
                 },
-                Err(error) => wait_out(error).await?,
+                Err(error) => self.wait_out(error).await?,
             },
         }
         self.make_room().await?;
@@ -127,6 +127,7 @@ impl Stage {
 
     /// Takes what was polled; returns whether the partitions are wanted back, when nothing more is begun.
     async fn take_polled(&mut self, polled: Polled) -> anyhow::Result<bool> {
+        self.deps.outages.log.answered(self.deps.world.now_ms());
         let polled = polled.or_halt()?;
         if !polled.revoked.is_empty() && !self.gathered.outputs.is_empty() {
             // Some of what was gathered is another's to put out now, and it cannot be told which.
@@ -137,6 +138,16 @@ impl Stage {
         polled.records.into_iter().for_each(|record| self.enqueue(record));
         self.note_starts().await?;
         Ok(polled.wanted_back)
+    }
+
+    /// Waits a moment after a passing error of the log; any other ends the role.
+    async fn wait_out(&self, error: LogError) -> anyhow::Result<()> {
+        if !error.is_passing() {
+            return Err(error.into());
+        }
+        self.deps.outages.log.failed(&error, 0, self.deps.world.now_ms());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        Ok(())
     }
 
     fn reassign(&mut self, assigned: Vec<(TopicPartition, Position)>, revoked: Vec<TopicPartition>) {
@@ -445,14 +456,4 @@ fn requests_home(at: TopicPartition) -> TopicPartition {
         topic => topic,
     };
     TopicPartition { topic, ..at }
-}
-
-/// Waits a moment after a passing error of the log; any other ends the role.
-async fn wait_out(error: LogError) -> anyhow::Result<()> {
-    if !error.is_passing() {
-        return Err(error.into());
-    }
-    tracing::warn!(%error, "requests cannot be polled");
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    Ok(())
 }

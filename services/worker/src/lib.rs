@@ -18,8 +18,8 @@ mod lifting;
 mod live;
 mod moving;
 mod order;
+mod outages;
 mod pacing;
-mod passing;
 mod people;
 mod prepare;
 mod providers;
@@ -59,6 +59,7 @@ use herald_core::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use outages::Outages;
 pub use providers::OpenProviders;
 pub use redriver::run as run_redriver;
 pub use router::{RouterDeps, run as run_router};
@@ -143,6 +144,8 @@ pub struct Deps {
     pub world: World,
     /// What is counted.
     pub stats: Arc<Stats>,
+    /// What is away.
+    pub outages: Arc<Outages>,
 }
 
 /// Runs one member of the role until `shutdown`; then starts nothing new, waits for answers up to two seconds,

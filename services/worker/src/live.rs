@@ -8,6 +8,7 @@ use herald_core::{
     outputs::Outputs,
     packed,
     ports::{
+        StoreError,
         inbox::{EventId, Item},
         log::{Mark, Record},
         sessions::{Frame, Sessions},
@@ -19,6 +20,7 @@ use prost::Message;
 use crate::{
     Deps,
     burying::bury_record,
+    outages::STORE_RETRY_MS,
     receipts::{End, Endings},
 };
 
@@ -28,9 +30,6 @@ const MAX_RECORDS_PER_WRITE: usize = 64;
 /// What waits for the store is bounded by its bytes and its records; a poll may pass the bound.
 const MAX_PENDING_BYTES: usize = 8 << 20;
 const MAX_PENDING_RECORDS: usize = 1_024;
-
-/// How long a store that failed is left alone.
-const STORE_RETRY_MS: u64 = 100;
 
 /// One shard's `inbox`.
 pub(crate) struct Feed {
@@ -58,6 +57,12 @@ impl Feed {
     /// Whether no more should be polled before what is here is written.
     pub(crate) fn is_full(&self) -> bool {
         self.pending_bytes >= MAX_PENDING_BYTES || self.pending.len() >= MAX_PENDING_RECORDS
+    }
+
+    /// How many instances wait to be written.
+    fn instances(&self) -> u64 {
+        let sections = self.pending.iter().flat_map(|(record, _)| &record.envelope.sections);
+        sections.map(|section| u64::from(section.count)).sum()
     }
 
     /// Writes what is durable and books it as delivered. A store that is away leaves the rest for later.
@@ -88,11 +93,13 @@ impl Feed {
                 .collect();
             let epoch = deps.log.identity().epoch;
             if let Err(error) = deps.inbox.put(self.shard, epoch, batches).await {
-                tracing::warn!(%error, shard = self.shard, "in-app items cannot be stored; they wait");
-                self.again_ms = deps.world.now_ms() + STORE_RETRY_MS;
+                let now_ms = deps.world.now_ms();
+                deps.outages.inbox.failed(&error, self.instances(), now_ms);
+                self.again_ms = now_ms + STORE_RETRY_MS;
                 break;
             }
             let now_ms = deps.world.now_ms();
+            deps.outages.inbox.answered(now_ms);
             for record in &undecodable {
                 bury_record(record, "undecodable", deps, outputs);
             }
@@ -100,7 +107,7 @@ impl Feed {
                 book(section, now_ms, endings);
             }
             let records = self.pending.iter().take(ready).map(|(record, _)| record);
-            hand_over(deps.sessions.as_ref(), epoch, &written, records).await;
+            hand_over(deps, epoch, &written, records).await;
             for (record, _) in self.pending.drain(..ready) {
                 self.pending_bytes -= record.body.len();
                 self.position = record.offset + 1;
@@ -143,11 +150,29 @@ fn book(section: &Written, now_ms: u64, endings: &mut Endings) {
 
 /// Hands frames to whoever is connected. The rows are written: a frame that is lost is found in the inbox.
 async fn hand_over(
-    sessions: &dyn Sessions,
+    deps: &Deps,
     epoch: u32,
     written: &[(u64, Vec<Written>)],
     records: impl Iterator<Item = &Record> + Send,
 ) {
+    let handed_over = match frames(deps.sessions.as_ref(), epoch, written, records).await {
+        Ok(frames) if frames.is_empty() => Ok(()),
+        Ok(frames) => deps.sessions.hand_over(frames).await,
+        Err(error) => Err(error),
+    };
+    match handed_over {
+        Ok(()) => deps.outages.sessions.answered(deps.world.now_ms()),
+        Err(error) => deps.outages.sessions.failed(&error, 0, deps.world.now_ms()),
+    }
+}
+
+/// What was written for those who are connected.
+async fn frames(
+    sessions: &dyn Sessions,
+    epoch: u32,
+    written: &[(u64, Vec<Written>)],
+    records: impl Iterator<Item = &Record> + Send,
+) -> Result<Vec<Frame>, StoreError> {
     let mut bodies = records.map(|record| (record.offset, &record.body));
     let mut frames = Vec::new();
     for (offset, sections) in written {
@@ -158,30 +183,22 @@ async fn hand_over(
         for (at, section) in sections.iter().enumerate() {
             let tenant = TenantId::trusted(&section.tenant);
             let users: Vec<&str> = packed::unpack(&section.users).map_while(Result::ok).collect();
-            match sessions.connected(&tenant, &users).await {
-                Ok(connected) => {
-                    for (i, user) in users.iter().enumerate().filter(|(i, _)| connected[*i]) {
-                        let batch = batch.get_or_insert_with(|| {
-                            body.and_then(|body| InboxBatch::decode(body.clone()).ok()).unwrap_or_default()
-                        });
-                        let event_id = EventId { epoch, offset: *offset, index: first + i as u32 };
-                        frames.extend(batch.sections.get(at).map(|section| Frame {
-                            tenant: tenant.clone(),
-                            user: (*user).to_owned(),
-                            item: item_of(section, i, event_id),
-                        }));
-                    }
-                }
-                Err(error) => tracing::warn!(%error, "live connections are not known; they read their inbox"),
+            let connected = sessions.connected(&tenant, &users).await?;
+            for (i, user) in users.iter().enumerate().filter(|(i, _)| connected[*i]) {
+                let batch = batch.get_or_insert_with(|| {
+                    body.and_then(|body| InboxBatch::decode(body.clone()).ok()).unwrap_or_default()
+                });
+                let event_id = EventId { epoch, offset: *offset, index: first + i as u32 };
+                frames.extend(batch.sections.get(at).map(|section| Frame {
+                    tenant: tenant.clone(),
+                    user: (*user).to_owned(),
+                    item: item_of(section, i, event_id),
+                }));
             }
             first += section.count;
         }
     }
-    if !frames.is_empty()
-        && let Err(error) = sessions.hand_over(frames).await
-    {
-        tracing::warn!(%error, "live connections got no frames; they read their inbox");
-    }
+    Ok(frames)
 }
 
 /// One user's item of a section.

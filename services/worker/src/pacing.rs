@@ -6,6 +6,7 @@ use herald_core::{
     clock::World,
     leases::{Budget, Leases},
     limits::Limits,
+    outage::Outage,
     outputs::Wait,
     ports::{budgets::Budgets, channel::Outcome},
     record::WaitCause,
@@ -68,10 +69,10 @@ pub(crate) struct Pacing {
 }
 
 impl Pacing {
-    /// `members` workers share the budgets.
-    pub(crate) fn new(budgets: Arc<dyn Budgets>, members: u32) -> Self {
+    /// `members` workers share the budgets, and those of this process the outage.
+    pub(crate) fn new(budgets: Arc<dyn Budgets>, members: u32, outage: Arc<Outage>) -> Self {
         Self {
-            leases: Leases::new(budgets, members),
+            leases: Leases::new(budgets, members, outage),
             limits: Arc::default(),
             providers: BTreeMap::new(),
             waiting: Waiting::default(),
@@ -157,9 +158,6 @@ impl Pacing {
         }
         if count > 0 && !budgets.is_empty() {
             let taken = self.leases.take(&budgets, count, lane == Lane::Transactional, now_ms).await;
-            if let Some(error) = &taken.error {
-                tracing::warn!(%error, "the budgets do not answer; this worker goes on with its share");
-            }
             if let Some((budget, quota)) = taken.short {
                 let share = self.leases.share(quota);
                 short = Some(Short { budget, share, retry_after_ms: taken.retry_after_ms });

@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use herald_core::{
     clock::World,
     dead_letters::{RedriveIndex, letters, read_letter, redrives, takes},
+    outage::Outage,
     outputs::{Outputs, Wait},
     ports::log::{Commit, Committed, Log, LogError, Member, Position, Record, Subscription},
     record::{DeadLetter, Redrive, Schema},
@@ -16,7 +17,7 @@ use prost::Message as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    passing::wait_out,
+    outages::{of_log, wait_out},
     revive::{Books, revive},
 };
 
@@ -39,6 +40,7 @@ struct Redriver {
     world: World,
     subscription: Box<dyn Subscription>,
     index: RedriveIndex,
+    outage: Outage,
     shutdown: CancellationToken,
 }
 
@@ -62,7 +64,8 @@ struct Page {
 /// Runs one member of the role until `shutdown`.
 pub async fn run(log: Arc<dyn Log>, world: World, member: Member, shutdown: CancellationToken) -> anyhow::Result<()> {
     let subscription = log.subscribe(herald_core::topic::Group::Redriver, member).await?;
-    let mut redriver = Redriver { log, world, subscription, index: RedriveIndex::default(), shutdown };
+    let (index, outage) = (RedriveIndex::default(), of_log("dead letters cannot be read; orders to redrive wait"));
+    let mut redriver = Redriver { log, world, subscription, index, outage, shutdown };
     while !redriver.shutdown.is_cancelled() {
         let polled = tokio::select! {
             biased;
@@ -71,11 +74,12 @@ pub async fn run(log: Arc<dyn Log>, world: World, member: Member, shutdown: Canc
         };
         match polled {
             Ok(polled) => {
+                redriver.outage.answered(redriver.world.now_ms());
                 for record in polled.or_halt()?.records {
                     redriver.take(record).await?;
                 }
             }
-            Err(error) => wait_out(error, "orders cannot be polled").await?,
+            Err(error) => wait_out(&redriver.outage, error, &redriver.world).await?,
         }
     }
     Ok(())
@@ -117,8 +121,11 @@ impl Redriver {
                 Err(error) => Err(error),
             };
             match found {
-                Ok(page) => return Ok(Some(page)),
-                Err(error) => wait_out(error, "dead letters cannot be read; the order waits").await?,
+                Ok(page) => {
+                    self.outage.answered(self.world.now_ms());
+                    return Ok(Some(page));
+                }
+                Err(error) => wait_out(&self.outage, error, &self.world).await?,
             }
         }
         Ok(None)

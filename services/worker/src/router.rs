@@ -24,7 +24,12 @@ use herald_core::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Stats, burying::request_id, lifting::Lifting, passing::wait_out};
+use crate::{
+    Stats,
+    burying::request_id,
+    lifting::Lifting,
+    outages::{of_log, wait_out},
+};
 
 /// Why a record that does not say where it came from is dead.
 const HOMELESS: &str = "no_home";
@@ -83,6 +88,7 @@ struct Router {
 pub async fn run(deps: RouterDeps, member: Member, shutdown: CancellationToken) -> anyhow::Result<()> {
     let subscription = deps.log.subscribe(Group::Router, member).await?;
     let mut router = Router { deps, subscription, tiers: BTreeMap::new(), lifting: Lifting::default() };
+    let outage = of_log("delay tiers cannot be polled; what waits comes back later");
     while !shutdown.is_cancelled() {
         let wait = router.wait();
         let polled = tokio::select! {
@@ -92,6 +98,7 @@ pub async fn run(deps: RouterDeps, member: Member, shutdown: CancellationToken) 
         };
         match polled {
             Ok(polled) => {
+                outage.answered(router.deps.world.now_ms());
                 let polled = polled.or_halt()?;
                 for at in polled.revoked {
                     router.tiers.remove(&at);
@@ -105,7 +112,7 @@ pub async fn run(deps: RouterDeps, member: Member, shutdown: CancellationToken) 
                     router.tiers.entry(record.at).or_default().held.push_back(record);
                 }
             }
-            Err(error) => wait_out(error, "delay tiers cannot be polled").await?,
+            Err(error) => wait_out(&outage, error, &router.deps.world).await?,
         }
         let version = router.lift().await;
         router.pass_on().await?;

@@ -329,8 +329,10 @@ impl Worker {
         }
         for (tenant, places) in missing {
             let ids: Vec<String> = places.iter().map(|(.., id)| id.clone()).collect();
+            let away = &self.deps.outages.people;
             match self.deps.directory.people(&tenant, &ids).await {
                 Ok(people) => {
+                    away.answered(now_ms);
                     self.deps.stats.add(|s| &s.people_filled, ids.len() as u64);
                     for ((j, i, id), person) in places.into_iter().zip(people) {
                         let known = Arc::new(Known::of(&id, person));
@@ -338,7 +340,7 @@ impl Worker {
                         found[j][i] = Some(known);
                     }
                 }
-                Err(error) => tracing::warn!(%error, %tenant, "profiles cannot be read; their sections wait"),
+                Err(error) => away.failed(&error, ids.len() as u64, now_ms),
             }
         }
         for (job, people) in jobs.iter_mut().zip(found) {
@@ -416,9 +418,13 @@ impl Worker {
         for (number, answer) in futures::future::join_all(asked).await {
             match answer {
                 Ok(of_shard) => {
+                    self.deps.outages.claims.answered(now_ms);
                     holders.insert(number, of_shard.into_iter());
                 }
-                Err(error) => tracing::warn!(%error, shard = number, "claims cannot be taken; the sections wait"),
+                Err(error) => {
+                    let put_off = takes.get(&number).map_or(0, Vec::len) as u64;
+                    self.deps.outages.claims.failed(&error, put_off, now_ms);
+                }
             }
         }
         for job in &mut jobs {

@@ -23,8 +23,8 @@ use crate::{
     claiming::ShardClaims,
     delivery::{Batch, Event, Events, Freshness, watch_durability},
     in_doubt::{Answered, InDoubt},
+    outages::wait_out,
     pacing::Pacing,
-    passing::wait_out,
     people::People,
     prepare::Renderers,
     providers::{Ways, kinds_of},
@@ -36,9 +36,6 @@ use crate::{
 
 /// How long the loop sleeps when nothing happens: often enough to keep `user-changes` read and the shards committed.
 const IDLE_WAIT: Duration = Duration::from_millis(250);
-
-/// What is said while the log cannot be read.
-const UNREAD: &str = "the log cannot be read; nothing is decided meanwhile";
 
 /// How long the loop sleeps with work in hand while it does not know yet which cancels there are.
 const UNINFORMED_WAIT: Duration = Duration::from_millis(10);
@@ -135,7 +132,7 @@ impl Worker {
             in_doubt: InDoubt::new(config.in_doubt_instances, config.unanswered_instances, kinds_of(&ways)),
             providers,
             ways,
-            pacing: Pacing::new(deps.budgets.clone(), member.count),
+            pacing: Pacing::new(deps.budgets.clone(), member.count, deps.outages.budgets.clone()),
             shards: BTreeMap::new(),
             next_shard: 0,
             batches: BTreeMap::new(),
@@ -182,7 +179,7 @@ impl Worker {
             ended = self.under_way.end() => self.committed(ended).await?,
             polled = self.subscription.poll(max, wait) => match polled {
                 Ok(polled) => self.take_polled(polled).await?,
-                Err(error) => wait_out(error, UNREAD).await?,
+                Err(error) => wait_out(&self.deps.outages.log, error, &self.deps.world).await?,
             },
             () = events.some() => {}
             () = tokio::time::sleep_until(commit_at.unwrap_or_else(Instant::now)), if commit_at.is_some() => {}
@@ -414,7 +411,7 @@ impl Worker {
             let assignments = self.assignments;
             if let Err(error) = self.read_changes_to_ends().await? {
                 self.pause_full(false);
-                wait_out(error, UNREAD).await?;
+                wait_out(&self.deps.outages.log, error, &self.deps.world).await?;
                 return Ok(false);
             }
             // A shard that came meanwhile has changes of its own.
@@ -422,6 +419,7 @@ impl Worker {
                 break;
             }
         }
+        self.deps.outages.log.answered(now_ms);
         self.pause_full(false);
         self.ask_changes = false;
         self.changes_asked_ms = now_ms;

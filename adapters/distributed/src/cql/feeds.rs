@@ -34,7 +34,7 @@ pub(super) struct Feeds {
 }
 
 /// A feed's counts: of its items up to one.
-#[derive(Debug, Clone, Default, DeserializeRow)]
+#[derive(Debug, Clone, Default, DeserializeRow, SerializeRow)]
 struct FeedRow {
     /// Counts the changes.
     revision: Option<i64>,
@@ -64,16 +64,10 @@ struct Feed<'a> {
 #[derive(SerializeRow)]
 struct StoreRow<'a> {
     next: Option<i64>,
-    counted_epoch: Option<i64>,
-    counted_position: Option<i64>,
-    counted_item: Option<i64>,
-    unseen: Option<i64>,
-    unread: Option<i64>,
-    total: Option<i64>,
-    stored: Option<i64>,
+    #[scylla(flatten)]
+    row: FeedRow,
     tenant: &'a str,
     user_id: &'a str,
-    revision: Option<i64>,
 }
 
 /// Changes of items that go with a change of the counts.
@@ -153,8 +147,8 @@ impl Feeds {
     async fn store(&self, feed: &mut Feed<'_>, changes: Changes<'_>) -> Result<bool, StoreError> {
         let counted = feed.counted.map(key_of);
         let next = feed.revision.unwrap_or(0) + 1;
-        let row = StoreRow {
-            next: Some(next),
+        let row = FeedRow {
+            revision: feed.revision,
             counted_epoch: counted.map(|key| key.0),
             counted_position: counted.map(|key| key.1),
             counted_item: counted.map(|key| key.2),
@@ -162,10 +156,8 @@ impl Feeds {
             unread: Some(feed.counts.unread as i64),
             total: Some(feed.counts.total as i64),
             stored: Some(feed.stored as i64),
-            tenant: feed.tenant,
-            user_id: feed.user,
-            revision: feed.revision,
         };
+        let row = StoreRow { next: Some(next), row, tenant: feed.tenant, user_id: feed.user };
         let stored = self.db.write_all_if((&self.store, row), changes).await?;
         if stored {
             (feed.revision, feed.new) = (Some(next), 0);
@@ -323,19 +315,8 @@ impl Feeds {
         if feed.stored > 0 || feed.revision.is_none() {
             return Ok(true);
         }
-        let nothing = StoreRow {
-            next: None,
-            counted_epoch: None,
-            counted_position: None,
-            counted_item: None,
-            unseen: None,
-            unread: None,
-            total: None,
-            stored: None,
-            tenant: feed.tenant,
-            user_id: feed.user,
-            revision: feed.revision,
-        };
+        let row = FeedRow { revision: feed.revision, ..FeedRow::default() };
+        let nothing = StoreRow { next: None, row, tenant: feed.tenant, user_id: feed.user };
         self.db.write_if(&self.store, nothing).await
     }
 }

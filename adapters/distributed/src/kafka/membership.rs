@@ -53,22 +53,7 @@ pub(super) fn start(
 ) -> io::Result<mpsc::Sender<Wish>> {
     let (sender, wishes) = mpsc::channel();
     let name = names.member(group, member.ordinal);
-    let config = config.clone();
-    let thread = MemberThread {
-        config,
-        names,
-        group,
-        name,
-        shared,
-        wishes,
-        session: None,
-        standing: Standing::Joining { not_before: Instant::now() },
-        epoch: 0,
-        positions: BTreeMap::new(),
-        let_go_by: None,
-        waits_since: None,
-        commits: 0,
-    };
+    let thread = MemberThread::new(config.clone(), names, group, name, shared, wishes);
     thread::Builder::new().name(format!("kafka {}", group.name())).spawn(move || thread.run())?;
     Ok(sender)
 }
@@ -127,6 +112,31 @@ struct MemberThread {
 }
 
 impl MemberThread {
+    fn new(
+        config: KafkaConfig,
+        names: Arc<Names>,
+        group: Group,
+        name: String,
+        shared: Arc<Shared>,
+        wishes: mpsc::Receiver<Wish>,
+    ) -> Self {
+        Self {
+            config,
+            names,
+            group,
+            name,
+            shared,
+            wishes,
+            session: None,
+            standing: Standing::Joining { not_before: Instant::now() },
+            epoch: 0,
+            positions: BTreeMap::new(),
+            let_go_by: None,
+            waits_since: None,
+            commits: 0,
+        }
+    }
+
     fn run(mut self) {
         loop {
             self.shared.sees();
@@ -403,5 +413,54 @@ impl MemberThread {
                 Err(LogError::Unavailable(cause))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A member of a group of which nobody tells it anything: no broker listens at its address.
+    fn member_that_hears_nothing() -> MemberThread {
+        let config = KafkaConfig::default().at("kafka://127.0.0.1:1/herald").unwrap();
+        let names = Arc::new(Names::new("herald"));
+        let (name, shared) = (names.member(Group::Router, 0), Arc::<Shared>::default());
+        let (_, wishes) = mpsc::channel();
+        MemberThread::new(config, names, Group::Router, name, shared, wishes)
+    }
+
+    fn consumer(member: &MemberThread) -> Arc<BaseConsumer<Membership>> {
+        member.session.as_ref().expect("it joins").consumer.clone()
+    }
+
+    #[test]
+    fn a_member_that_hears_nothing_for_longer_than_any_rebalance_takes_joins_with_new_clients() {
+        let mut member = member_that_hears_nothing();
+        member.serve();
+        let first = consumer(&member);
+        let longest = member.config.longest_rebalance();
+        let ago = |ago: Duration| Instant::now().checked_sub(ago).expect("the machine runs for longer");
+
+        member.waits_since = Some(ago(longest - Duration::from_secs(5)));
+        member.serve();
+        assert!(matches!(member.standing, Standing::Joined) && Arc::ptr_eq(&first, &consumer(&member)));
+        // It was told its partitions, and they do not change for a long time.
+        member.waits_since = None;
+        member.serve();
+        assert!(matches!(member.standing, Standing::Joined));
+
+        // They were wanted back, and nothing is heard of the group from then on.
+        member.let_go();
+        assert!(member.waits_since.is_some_and(|since| since.elapsed() < longest));
+        member.waits_since = Some(ago(longest + Duration::from_millis(1)));
+        member.serve();
+        let Standing::Suspect { until } = member.standing else { panic!("it waits for ever") };
+        assert!(until.saturating_duration_since(Instant::now()) < longest);
+        member.standing = Standing::Suspect { until: Instant::now() };
+        member.serve();
+        assert!(member.session.is_none(), "what it had is of no use");
+        member.serve();
+        assert!(matches!(member.standing, Standing::Joined) && !Arc::ptr_eq(&first, &consumer(&member)));
+        assert!(member.waits_since.is_some_and(|since| since.elapsed() < longest), "it waits anew");
     }
 }

@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use futures::{StreamExt, future::try_join_all};
 use herald_core::{
     ids::TenantId,
+    outage::Outage,
     ports::{
         StoreError,
         sessions::{Frame, Inlet, SessionGuard, Sessions},
@@ -68,6 +69,10 @@ struct Shared {
     name: String,
     local: Mutex<Local>,
     changed: Notify,
+    started: Instant,
+    /// What is said while others cannot be told of this process's connections, and while it gets no frames.
+    telling: Outage,
+    hearing: Outage,
 }
 
 /// This process's connections, by tenant and user.
@@ -87,8 +92,16 @@ struct Session {
 impl RedisSessions {
     /// Sessions behind a connection.
     pub fn new(redis: Redis) -> Self {
-        let shared =
-            Shared { redis, name: Uuid::now_v7().to_string(), local: Mutex::default(), changed: Notify::new() };
+        let to_do = "see that the cache answers and has room";
+        let shared = Shared {
+            redis,
+            name: Uuid::now_v7().to_string(),
+            local: Mutex::default(),
+            changed: Notify::new(),
+            started: Instant::now(),
+            telling: Outage::new("other processes do not hear of this one's live connections", to_do),
+            hearing: Outage::new("live connections get no frames; they read their inboxes now and then", to_do),
+        };
         Self { shared: Arc::new(shared), holders: Mutex::default(), tasks: OnceLock::new() }
     }
 
@@ -209,9 +222,14 @@ impl Shared {
             };
             let changed = std::mem::take(&mut self.local.lock().changed);
             let mut result = self.put(changed.keys()).await;
-            if beats && let Err(error) = self.live_on().await {
-                tracing::warn!(%error, "other processes do not hear of this one's live connections");
-                result = result.and(Err(error));
+            if beats {
+                match self.live_on().await {
+                    Ok(()) => self.telling.answered(self.running_ms()),
+                    Err(error) => {
+                        self.telling.failed(&error, 0, self.running_ms());
+                        result = result.and(Err(error));
+                    }
+                }
             }
             let mut local = self.local.lock();
             for (member, waiting) in changed {
@@ -262,18 +280,23 @@ impl Shared {
         loop {
             match self.redis.subscribe(&channel(&self.redis, &self.name), attempt).await {
                 Ok(subscribed) => {
+                    self.hearing.answered(self.running_ms());
                     self.each_inlet(|inlet| inlet.gap());
                     let mut messages = subscribed.into_on_message();
                     while let Ok(Some(message)) = timeout(SILENCE, messages.next()).await {
                         self.take(message.get_payload_bytes());
                     }
-                    tracing::warn!("the channel of live frames is gone; connections read their inboxes");
+                    self.hearing.failed(&"the channel of live frames is gone", 0, self.running_ms());
                 }
-                Err(error) => tracing::warn!(%error, "the channel of live frames cannot be opened"),
+                Err(error) => self.hearing.failed(&error, 0, self.running_ms()),
             }
             attempt += 1;
             sleep(RETRY).await;
         }
+    }
+
+    fn running_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
     }
 
     fn take(&self, message: &[u8]) {

@@ -7,7 +7,8 @@ use axum::{
 };
 use herald_api::{
     auth::Authenticated,
-    json::{Json, JsonText, answer, parse_items},
+    items::parse_items,
+    json::{Json, JsonText, answer},
     query::Query,
     rejection::Rejection,
     request_id::RequestId,
@@ -15,8 +16,6 @@ use herald_api::{
 use herald_core::problem::Problem;
 use herald_proto::v1;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
 use super::{IDEMPOTENCY_KEY, header_text};
 use crate::{
@@ -57,14 +56,6 @@ pub async fn notify(
     Ok(answer)
 }
 
-/// [`v1::NotifyBatchRequest`], with notifications as they are written.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Outline<'t> {
-    #[serde(borrow)]
-    notifications: Vec<&'t RawValue>,
-}
-
 /// `POST /v1/notify:batch`
 pub async fn notify_batch(
     State(gateway): State<Gateway>,
@@ -77,8 +68,8 @@ pub async fn notify_batch(
         let detail = "Give each notification of a batch its own idempotency_key.";
         return Err(Problem::field("Idempotency-Key", "not_allowed", detail).into());
     }
-    let (max, of_batch) = (gateway.config.max_batch, |batch: v1::NotifyBatchRequest| batch.notifications);
-    let notifications = parse_items(&text, max, of_batch, |outline: Outline<'_>| outline.notifications)?;
+    let max = gateway.config.max_batch;
+    let notifications = parse_items::<v1::NotifyBatchRequest, _>(&text, "notifications", max)?;
     let trace = header_text(&headers, &TRACE_PARENT);
     let mut answer = match gateway.notify_batch(&who, notifications, trace).await {
         Ok(answers) => answer(StatusCode::OK, &batch_response(answers, request_id.as_str())),

@@ -8,7 +8,8 @@ use axum::{
 };
 use herald_api::{
     auth::Authenticated,
-    json::{Json, JsonText, answer, check_media_type, parse, parse_items},
+    items::parse_items,
+    json::{Json, JsonText, answer, check_media_type, parse},
     query::Query,
     rejection::Rejection,
     request_id::RequestId,
@@ -16,8 +17,7 @@ use herald_api::{
 use herald_core::problem::Problem;
 use herald_proto::v1;
 use http::{HeaderMap, StatusCode};
-use serde::Deserialize;
-use serde_json::{Value, value::RawValue};
+use serde_json::Value;
 
 use crate::{service::Gateway, users::MAX_USERS};
 
@@ -121,14 +121,6 @@ pub async fn list(
     Ok(Json(gateway.list_users(&who, asked).await?))
 }
 
-/// [`v1::PutUsersRequest`], with users as they are written.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Outline<'t> {
-    #[serde(borrow)]
-    users: Vec<&'t RawValue>,
-}
-
 /// `POST /v1/users:batch`
 pub async fn batch(
     State(gateway): State<Gateway>,
@@ -136,8 +128,7 @@ pub async fn batch(
     Extension(request_id): Extension<RequestId>,
     JsonText(text): JsonText,
 ) -> Result<Json<v1::PutUsersResponse>, Rejection> {
-    let of_batch = |batch: v1::PutUsersRequest| batch.users;
-    let users = parse_items(&text, MAX_USERS, of_batch, |outline: Outline<'_>| outline.users)?;
+    let users = parse_items::<v1::PutUsersRequest, _>(&text, "users", MAX_USERS)?;
     Ok(Json(gateway.put_users(&who, users, request_id.as_str()).await?))
 }
 

@@ -158,9 +158,7 @@ impl Feed {
         match page.await {
             Ok(items) => {
                 self.failed_reads = 0;
-                if self.live.inbox_away.swap(false, Ordering::Relaxed) {
-                    tracing::info!("live connections can read the inbox again");
-                }
+                self.live.inbox_away.answered(self.live.running_ms());
                 if items.is_empty() {
                     self.reading = Reading::No;
                 }
@@ -171,9 +169,7 @@ impl Feed {
                 }
             }
             Err(error) => {
-                if !self.live.inbox_away.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%error, "live connections cannot read the inbox; they try again");
-                }
+                self.live.inbox_away.failed(&error, 0, self.live.running_ms());
                 if self.reading == Reading::Check {
                     self.reading = Reading::No;
                     return;

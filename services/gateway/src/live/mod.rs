@@ -16,10 +16,7 @@ mod ws;
 mod tests;
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64},
-    },
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -37,6 +34,7 @@ use herald_api::{
 use herald_core::{
     auth::{Caller, Scope},
     ids::{TenantId, check_id},
+    outage::Outage,
     ports::{
         inbox::{EventId, Inbox},
         sessions::Sessions,
@@ -46,6 +44,7 @@ use herald_core::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use item::item_of;
@@ -137,8 +136,8 @@ pub fn routes(live: Arc<Live>) -> Routes {
 pub struct Live {
     deps: LiveDeps,
     slots: Arc<Slots>,
-    /// Whether the last read failed, so that an outage is logged once and not by each connection.
-    inbox_away: AtomicBool,
+    inbox_away: Outage,
+    started: Instant,
     /// Counts connections, to spread their checks.
     opened: AtomicU64,
 }
@@ -147,7 +146,13 @@ impl Live {
     /// A live feed without connections.
     pub fn new(deps: LiveDeps) -> Arc<Self> {
         let slots = Slots::new(deps.config.max_connections, deps.config.max_connections_per_user);
-        Arc::new(Self { deps, slots, inbox_away: AtomicBool::new(false), opened: AtomicU64::new(0) })
+        let inbox_away =
+            Outage::new("live connections cannot read the inbox; they try again", "see that the stores answer");
+        Arc::new(Self { deps, slots, inbox_away, started: Instant::now(), opened: AtomicU64::new(0) })
+    }
+
+    fn running_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
     }
 
     /// Opens the feed of a user for a caller that is found to be allowed.

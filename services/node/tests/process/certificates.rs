@@ -1,4 +1,4 @@
-//! A renewed certificate is served after SIGHUP.
+//! A renewed certificate is served after SIGHUP, which does no harm where there is none.
 
 use std::{
     path::{Path, PathBuf},
@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use crate::support::{PATIENCE, Setup};
+use crate::support::{PATIENCE, Setup, notification, user};
 
 /// The files of a certificate, which is its own root, and of its key.
 struct Pair {
@@ -94,4 +94,23 @@ fn a_renewed_certificate_is_served_after_sighup() {
     assert!(told.success());
     wait_until("the new one is served", || answers(setup.port, &second.certificate));
     assert!(!answers(setup.port, &first.certificate));
+}
+
+/// Whoever sends it to all processes of a machine means those that have certificates.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_certificates_sighup_is_logged_and_everything_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let setup = Setup::new(&directory.path().join("data"));
+    let process = setup.start().await;
+    let mut client = process.client().await;
+    client.set_up(1).await;
+    for heard in 1..=2 {
+        process.signal("HUP");
+        wait_until("the signal is logged", || {
+            let log = std::fs::read_to_string(setup.data.with_extension("log")).unwrap();
+            log.matches("SIGHUP: there are no certificates").count() == heard
+        });
+    }
+    let results = client.notify(vec![notification("after the signal", vec![user(0)])]).await.unwrap();
+    client.settled(results[0].request_id.as_ref().unwrap()).await;
 }

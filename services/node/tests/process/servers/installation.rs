@@ -4,9 +4,14 @@ use std::{
     collections::BTreeMap,
     net::TcpListener,
     path::PathBuf,
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::Mutex,
     time::{Duration, Instant},
+};
+
+use herald_distributed::{
+    kafka::{KafkaConfig, KafkaLog},
+    redis::{Redis, RedisConfig, fleet::RedisFleet},
 };
 
 use crate::{
@@ -127,6 +132,24 @@ impl Installation {
         command
     }
 
+    /// What a setting of all processes is.
+    fn setting(&self, name: &str) -> &str {
+        let prefix = format!("{name}=");
+        self.settings.iter().find_map(|setting| setting.strip_prefix(&prefix)).unwrap()
+    }
+
+    /// Its log, as who knows nothing of levels has it.
+    pub async fn log(&self) -> KafkaLog {
+        let config = KafkaConfig { replication_factor: 1, min_insync_replicas: 1, ..KafkaConfig::default() };
+        KafkaLog::open(config.at(self.setting("log")).unwrap(), "local", None).await.unwrap()
+    }
+
+    /// What its processes report.
+    pub async fn fleet(&self) -> RedisFleet {
+        let config = RedisConfig { prefix: self.setting("redis.prefix").to_owned(), ..RedisConfig::default() };
+        RedisFleet::new(Redis::connect(self.setting("cache"), &config).await.unwrap())
+    }
+
     /// Runs a command to its end.
     pub fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
@@ -171,7 +194,10 @@ impl Installation {
             .stderr(output)
             .spawn()
             .unwrap();
-        let mut running = Running { child, port, log };
+        // Where its arguments say so, health is on a port of its own.
+        let ops = arguments.iter().skip_while(|argument| **argument != "--ops-listen").nth(1);
+        let ops_port = ops.map_or(port, |address| address.rsplit_once(':').unwrap().1.parse().unwrap());
+        let mut running = Running { child, port, ops_port, log };
         running.await_ready().await;
         running
     }
@@ -188,7 +214,8 @@ pub struct EachRole {
 /// A process; killed when dropped.
 pub struct Running {
     child: Child,
-    port: u16,
+    pub port: u16,
+    ops_port: u16,
     log: PathBuf,
 }
 
@@ -218,7 +245,7 @@ impl Running {
     /// What it says of itself, if it does within the three seconds that the probes of the Helm chart wait.
     pub async fn readyz(&self) -> Option<(u16, serde_json::Value)> {
         let output = Command::new("curl")
-            .args(["-s", "-m", "3", "-w", "\n%{http_code}", &format!("http://127.0.0.1:{}/readyz", self.port)])
+            .args(["-s", "-m", "3", "-w", "\n%{http_code}", &format!("http://127.0.0.1:{}/readyz", self.ops_port)])
             .output()
             .unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
@@ -254,15 +281,32 @@ impl Running {
         self.child.wait().unwrap().success()
     }
 
+    /// Waits until it has ended by itself.
+    pub async fn ends(mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end; its log is:\n{}", self.tail());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: &str) {
         let told = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status().unwrap();
         assert!(told.success(), "the process is not there");
     }
 
+    /// What it has logged.
+    pub fn logged(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// The end of its log.
     pub fn tail(&self) -> String {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let text = self.logged();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }

@@ -3,6 +3,7 @@
 mod installation;
 mod kill;
 mod lag;
+mod levels;
 mod outages;
 mod roles;
 mod takeover;

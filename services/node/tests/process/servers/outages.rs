@@ -50,8 +50,8 @@ fn names(said: &Value, list: &str, what: &str) -> bool {
 }
 
 /// Takes a server away while traffic flows, does something meanwhile that returns what was accepted for the witness, and
-/// proves that all arrived.
-async fn without(server: Server, meanwhile: impl AsyncFnOnce(&Running) -> Vec<String>) {
+/// proves that all arrived. Returns what the process logged.
+async fn without(server: Server, meanwhile: impl AsyncFnOnce(&Running) -> Vec<String>) -> Vec<Value> {
     let _alone = SERVERS.write().await;
     let chance = Chance::new(seed());
     let (installation, mails) = (Installation::new(), Mails::start().await);
@@ -78,11 +78,17 @@ async fn without(server: Server, meanwhile: impl AsyncFnOnce(&Running) -> Vec<St
     inbox.sort();
     assert!(of_witness.iter().all(|id| inbox.contains(id)), "{of_witness:?} in {inbox:?}");
     assert!(inbox.windows(2).all(|two| two[0] != two[1]), "nothing is there twice: {inbox:?}");
+    process.logged().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// The lines that begin so.
+fn lines<'a>(log: &'a [Value], message: &str) -> Vec<&'a Value> {
+    log.iter().filter(|line| line["message"].as_str().is_some_and(|text| text.starts_with(message))).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_kafka_nothing_is_accepted_and_what_was_is_not_lost() {
-    without(Server::Kafka, async |process| {
+    let log = without(Server::Kafka, async |process| {
         let key = [("Idempotency-Key", "witness")];
         let (plain, keyed) = tokio::join!(notify(process, &[], json!({})), notify(process, &key, json!({})));
         is_told_to_come_back(&plain);
@@ -91,11 +97,15 @@ async fn without_kafka_nothing_is_accepted_and_what_was_is_not_lost() {
         Vec::new()
     })
     .await;
+    for cannot in ["the log cannot be read", "control cannot be read", "requests cannot be polled"] {
+        let begun = lines(&log, cannot).len();
+        assert!(begun <= 2 && begun == lines(&log, &format!("it is over: {cannot}")).len(), "{cannot}: {begun} times");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_cassandra_what_needs_no_key_is_accepted() {
-    without(Server::Cassandra, async |process| {
+    let log = without(Server::Cassandra, async |process| {
         let key = [("Idempotency-Key", "witness")];
         let (plain, keyed) = tokio::join!(notify(process, &[], json!({})), notify(process, &key, json!({})));
         is_told_to_come_back(&keyed);
@@ -103,11 +113,15 @@ async fn without_cassandra_what_needs_no_key_is_accepted() {
         vec![accepted(&plain), accepted(&notify(process, &[], json!({})).await)]
     })
     .await;
+    let (begun, over) = (lines(&log, "in-app items cannot be stored"), lines(&log, "it is over: in-app items cannot"));
+    // What was asked may be answered as soon as the server is back, and then nothing failed.
+    assert!(begun.len() <= 1 && begun.len() == over.len(), "{begun:?} {over:?}");
+    assert!(begun.iter().all(|line| line["waiting"].as_u64().is_some_and(|waiting| waiting > 0)), "{begun:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_redis_only_what_needs_a_claim_waits() {
-    without(Server::Redis, async |process| {
+async fn without_redis_only_what_needs_a_claim_waits_and_the_log_says_so_once() {
+    let log = without(Server::Redis, async |process| {
         let claims = accepted(&notify(process, &[], json!({"dedupe_key": "once"})).await);
         let plain = accepted(&notify(process, &[("Idempotency-Key", "witness")], json!({})).await);
         let mut client = process.client();
@@ -118,4 +132,11 @@ async fn without_redis_only_what_needs_a_claim_waits() {
         vec![claims, plain]
     })
     .await;
+    let (begun, over) = (lines(&log, "claims cannot be taken"), lines(&log, "it is over: claims cannot be taken"));
+    let [begun] = begun.as_slice() else { panic!("{begun:?}") };
+    assert_eq!((&begun["level"], &begun["waiting"], over.len()), (&json!("WARN"), &json!(1), 1), "{begun}");
+    assert!(begun["to_do"].as_str().is_some_and(|to_do| to_do.contains("the cache")), "{begun}");
+    // Each item that is stored asks who is connected.
+    let (begun, over) = (lines(&log, "live connections are not known"), lines(&log, "it is over: live connections"));
+    assert!((1..=2).contains(&begun.len()) && begun.len() == over.len(), "{begun:?} {over:?}");
 }

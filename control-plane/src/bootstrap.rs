@@ -2,14 +2,14 @@
 
 use bytes::Bytes;
 use herald_core::{
-    auth::TENANT_SCOPES,
+    auth::{TENANT_SCOPES, sha256_hex},
     policy::{KeyRow, SIGNING_SECRET, SecretRow, TenantRow, kind},
     problem::Problem,
 };
 
 use crate::{
     keys::{self, NewKey},
-    publisher::{Publisher, unwritable},
+    publisher::{Publisher, read, unwritable},
     tenants,
 };
 
@@ -36,7 +36,8 @@ pub async fn ensure_secrets(publisher: &Publisher) -> Result<(), Problem> {
 /// The shortest secret of an operator's key that is not made here.
 const MIN_SECRET_CHARS: usize = 22;
 
-/// Stores an operator's key, unless there is one of its name: the first key, with which others are made.
+/// Stores an operator's key, unless there is or was one of its name: the first key, with which others are made. What is
+/// stored holds, and one that was deleted stays so; that the given key is not used is told in the log.
 ///
 /// # Errors
 /// Where it is not `hk_NAME_SECRET` with a long secret, or the registry is away.
@@ -47,14 +48,27 @@ pub async fn ensure_operator(publisher: &Publisher, key: &str) -> Result<(), Pro
         let detail = "an operator's key is hk_NAME_SECRET: the name of a-z and 0-9, the secret random and of 22 characters or more";
         return Err(Problem::refused("operator_key", detail));
     };
-    if publisher.get::<KeyRow>(kind::KEY, key_id).await?.is_none() {
-        let new = NewKey { tenant_id: None, name: "first operator".into(), scopes: Vec::new(), expires_ms: None };
-        keys::put(publisher, key_id, key, new, publisher.world().now_ms()).await?;
+    match publisher.registry().get(kind::KEY, key_id).await?.map(|stored| stored.value) {
+        None => {
+            let new = NewKey { tenant_id: None, name: "first operator".into(), scopes: Vec::new(), expires_ms: None };
+            keys::put(publisher, key_id, key, new, 0).await?;
+        }
+        Some(None) => tracing::warn!(
+            key_id,
+            "the operator's key of the configuration was deleted and opens nothing; give one of another name instead"
+        ),
+        Some(Some(value)) if read::<KeyRow>(kind::KEY, &value)?.sha256 != sha256_hex(key.as_bytes()) => tracing::warn!(
+            key_id,
+            "a key of the same name and with another secret is stored, so the operator's key of the configuration opens \
+             nothing; give one of another name instead"
+        ),
+        Some(Some(_)) => {}
     }
     Ok(())
 }
 
-/// Creates the tenant and the keys of `herald dev`, unless they are there. For loopback only: the keys are public.
+/// Creates the tenant and the keys of `herald dev`, unless they are there; keys that were deleted come back, since
+/// `herald dev` says that it has them. For loopback only: the keys are public.
 pub async fn ensure_dev(publisher: &Publisher) -> Result<(), Problem> {
     if publisher.get::<TenantRow>(kind::TENANT, DEV_TENANT).await?.is_none() {
         tenants::put(publisher, DEV_TENANT, "Demo", None).await?;
@@ -62,9 +76,10 @@ pub async fn ensure_dev(publisher: &Publisher) -> Result<(), Problem> {
     let scopes: Vec<String> = TENANT_SCOPES.iter().map(ToString::to_string).collect();
     for (key, tenant_id, scopes) in [(DEV_KEY, Some(DEV_TENANT), scopes), (DEV_ADMIN_KEY, None, Vec::new())] {
         let key_id = key.trim_start_matches("hk_");
-        if publisher.get::<KeyRow>(kind::KEY, key_id).await?.is_none() {
+        let stored = publisher.registry().get(kind::KEY, key_id).await?;
+        if stored.as_ref().is_none_or(|stored| stored.value.is_none()) {
             let new = NewKey { tenant_id: tenant_id.map(str::to_owned), name: key.into(), scopes, expires_ms: None };
-            keys::put(publisher, key_id, key, new, publisher.world().now_ms()).await?;
+            keys::put(publisher, key_id, key, new, stored.map_or(0, |stored| stored.version)).await?;
         }
     }
     Ok(())

@@ -56,20 +56,20 @@ pub async fn create(publisher: &Publisher, new: NewKey) -> Result<CreatedKey, Pr
     let entropy = &*publisher.world().entropy;
     let key_id = random_text(entropy, KEY_ID_CHARS);
     let key = format!("hk_{key_id}_{}", random_text(entropy, SECRET_CHARS));
-    match put(publisher, &key_id, &key, new, now_ms).await? {
+    match put(publisher, &key_id, &key, new, 0).await? {
         Written::Done(_) => Ok(CreatedKey { key_id, key }),
         // One in 2^50: the caller tries again.
         Written::VersionMismatch(_) => Err(Problem::unavailable("The drawn key id is taken. Repeat the call.")),
     }
 }
 
-/// Stores a given key under a given id, unless there is one.
+/// Stores a given key under a given id, if the stored version is `expect` (0 for none).
 pub(crate) async fn put(
     publisher: &Publisher,
     key_id: &str,
     key: &str,
     new: NewKey,
-    now_ms: u64,
+    expect: u64,
 ) -> Result<Written, Problem> {
     let row = KeyRow {
         key_id: key_id.to_owned(),
@@ -77,11 +77,11 @@ pub(crate) async fn put(
         tenant_id: new.tenant_id,
         name: new.name,
         scopes: new.scopes,
-        created_ms: now_ms,
+        created_ms: publisher.world().now_ms(),
         expires_ms: new.expires_ms,
     };
     let value = serde_json::to_vec(&row).map_err(|error| unwritable(&error))?;
-    publisher.put(kind::KEY, key_id, Some(Bytes::from(value)), 0).await
+    publisher.put(kind::KEY, key_id, Some(Bytes::from(value)), expect).await
 }
 
 /// Keys after an id, in the order of ids, of one tenant if named. A bounded number is looked at: the list may be short
@@ -111,8 +111,34 @@ pub async fn list(
 }
 
 /// Deletes a key. It is refused everywhere once the policy has arrived.
+///
+/// The last key of an operator stays: nobody could make another, and no way leads back. Two operators who delete each
+/// other's key in one moment are not kept from it.
 pub async fn delete(publisher: &Publisher, key_id: &str) -> Result<(), Problem> {
+    let stored = publisher.get::<KeyRow>(kind::KEY, key_id).await?;
+    let is_operators = stored.is_some_and(|(row, _)| row.tenant_id.is_none());
+    if is_operators && !is_left_to_operators(publisher, key_id).await? {
+        let detail = "It is the only key of an operator that is valid. Create another one first.";
+        return Err(Problem::refused("last_operator_key", detail));
+    }
     publisher.delete(kind::KEY, key_id, "key").await
+}
+
+/// Whether operators have a valid key besides this one.
+async fn is_left_to_operators(publisher: &Publisher, key_id: &str) -> Result<bool, Problem> {
+    let now_ms = publisher.world().now_ms();
+    let mut after = None;
+    loop {
+        let (rows, next) = list(publisher, None, after.as_deref(), MAX_SCANNED).await?;
+        let valid = |row: &KeyRow| row.expires_ms.is_none_or(|expires_ms| expires_ms > now_ms);
+        if rows.iter().any(|row| row.tenant_id.is_none() && row.key_id != key_id && valid(row)) {
+            return Ok(true);
+        }
+        match next {
+            Some(next) => after = Some(next),
+            None => return Ok(false),
+        }
+    }
 }
 
 fn check_scopes(new: &NewKey) -> Result<(), Problem> {

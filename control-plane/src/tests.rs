@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    bootstrap::{DEV_KEY, ensure_dev, ensure_secrets},
+    bootstrap::{DEV_KEY, ensure_dev, ensure_operator, ensure_secrets},
     feed::read_policy,
     keys::{self, NewKey},
     publisher::sweep_until,
@@ -252,6 +252,39 @@ async fn a_key_is_stored_as_its_hash_and_refused_after_its_deletion() {
     assert!(world.process.publisher.policy().key(&created.key_id).is_none());
     let again = keys::delete(&world.process.publisher, &created.key_id).await;
     assert_eq!(again.unwrap_err().kind(), Kind::NotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_valid_key_of_an_operator_stays() {
+    let world = world();
+    let publisher = &world.process.publisher;
+    tenants::put(publisher, "acme", "Acme", None).await.unwrap();
+    let tenants_key = create_key(&world, Some("acme"), &["notify"]).await.unwrap();
+    let first = create_key(&world, None, &[]).await.unwrap();
+    let expired = NewKey { expires_ms: Some(publisher.world().now_ms()), ..NewKey::default() };
+    keys::put(publisher, "expired", "hk_expired_key", expired, 0).await.unwrap();
+    let refused = keys::delete(publisher, &first.key_id).await.unwrap_err();
+    assert_eq!((refused.kind(), refused.code()), (Kind::Refused, "last_operator_key"));
+    let second = create_key(&world, None, &[]).await.unwrap();
+    keys::delete(publisher, &first.key_id).await.unwrap();
+    assert_eq!(keys::delete(publisher, &second.key_id).await.unwrap_err().code(), "last_operator_key");
+    keys::delete(publisher, &tenants_key.key_id).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_was_deleted_comes_back_in_development_only() {
+    let world = world();
+    let publisher = &world.process.publisher;
+    let root = "hk_root_0123456789abcdefghijkl";
+    ensure_dev(publisher).await.unwrap();
+    ensure_operator(publisher, root).await.unwrap();
+    assert_eq!(publisher.policy().key("root").unwrap().sha256, sha256_hex(root.as_bytes()));
+    keys::delete(publisher, "dev_admin").await.unwrap();
+    ensure_dev(publisher).await.unwrap();
+    assert!(publisher.policy().key("dev_admin").is_some(), "herald dev says that it has it");
+    keys::delete(publisher, "root").await.unwrap();
+    ensure_operator(publisher, root).await.unwrap();
+    assert!(publisher.policy().key("root").is_none(), "whoever deleted it had a reason");
 }
 
 #[tokio::test(start_paused = true)]

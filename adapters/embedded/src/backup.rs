@@ -4,7 +4,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `backup.json` | what the backup is, and length and checksum of every other file; there once all of them are durable |
+//! | `backup.json` | what the backup is, and length and checksum of every file, its own too; there once all are durable |
 //! | `backup.partial` | in its place while the backup is being taken, so that what was broken off is known as such |
 //! | `journal-<position>.seg` | the segments of the journal, cut at the instant of the backup ([`crate::log::format`]) |
 //! | `rows-<number>.rows` | the rows of the stores in the order of their keys ([`rows`]) |
@@ -49,7 +49,7 @@ pub fn is_backup(directory: &Path) -> bool {
     [MANIFEST_NAME, PARTIAL_NAME].iter().any(|name| directory.join(name).exists())
 }
 
-/// `backup.json`.
+/// `backup.json`, behind the checksum of its own text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// See [`FORMAT_VERSION`].
@@ -110,6 +110,20 @@ pub enum BackupError {
         free_bytes: u64,
         /// What must stay free.
         reserve_bytes: u64,
+    },
+    /// The directory cannot be made, and will not be by trying again.
+    #[error("the directory {directory} cannot be made: {source}; choose another one")]
+    Directory {
+        /// The directory.
+        directory: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A backup would go down with what it is of.
+    #[error("the directory lies within the data directory {data}; choose one elsewhere, best on another disk")]
+    WithinData {
+        /// The data directory.
+        data: PathBuf,
     },
     /// There is a backup already.
     #[error("there is a complete backup in it already; choose an empty or a new directory")]

@@ -208,6 +208,11 @@ impl DataDir {
         Ok(Self { path, description, identity, _lock: lock })
     }
 
+    /// Where the directory is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What the directory is.
     pub fn description(&self) -> &Description {
         &self.description

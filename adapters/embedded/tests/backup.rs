@@ -275,6 +275,22 @@ async fn any_damage_is_found_before_anything_is_written() {
         fs::write(&path, sound).unwrap();
     }
     let text = fs::read_to_string(to.join("backup.json")).unwrap();
+    for at in text.find("\"format_version\"").unwrap()..text.len() {
+        let mut flipped = text.clone().into_bytes();
+        flipped[at] ^= 1;
+        fs::write(to.join("backup.json"), &flipped).unwrap();
+        let error = backup::restore(&to, &new, 1).unwrap_err();
+        assert!(
+            says(&error, "backup.json") && says(&error, "damaged"),
+            "{}: {error}",
+            String::from_utf8_lossy(&flipped)
+        );
+        assert!(!new.exists());
+    }
+    // What the first backups were: a description without its own checksum.
+    let unsealed: String = text.lines().filter(|line| !line.starts_with("  \"crc32c\"")).collect();
+    fs::write(to.join("backup.json"), unsealed).unwrap();
+    backup::verify(&to).unwrap();
     fs::write(to.join("backup.json"), text.replace("\"format_version\": 1", "\"format_version\": 9")).unwrap();
     assert!(says(&backup::restore(&to, &new, 1).unwrap_err(), "newer"));
     fs::write(to.join("backup.json"), text).unwrap();

@@ -111,11 +111,15 @@ pub async fn body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, 
     })
 }
 
-/// Refuses bodies that say they are not JSON in UTF-8.
+/// Refuses bodies that say they are not JSON in UTF-8, or that they are compressed.
 ///
 /// # Errors
 /// 415.
 pub fn check_media_type(headers: &HeaderMap) -> Result<(), Problem> {
+    let refused = |detail: &str| Err(Problem::new(Kind::UnsupportedMedia, "unsupported_media_type", detail));
+    if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
+        return refused("Send the body as it is, uncompressed and without `Content-Encoding`.");
+    }
     let Some(given) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
     let is_json = |given: &str| {
         let mut parts = given.split(';').map(str::trim);
@@ -130,8 +134,7 @@ pub fn check_media_type(headers: &HeaderMap) -> Result<(), Problem> {
     if given.to_str().is_ok_and(is_json) {
         return Ok(());
     }
-    let detail = "Send the body as `application/json` in UTF-8.";
-    Err(Problem::new(Kind::UnsupportedMedia, "unsupported_media_type", detail))
+    refused("Send the body as `application/json` in UTF-8.")
 }
 
 /// Reads a JSON text. It is read again with a trace of the path only where it is wrong.
@@ -163,5 +166,10 @@ mod tests {
         assert!(check("application/json") && check("Application/JSON; charset=UTF-8") && check("application/x+json"));
         assert!(!check("text/plain") && !check("application/json; charset=latin1") && !check(""));
         assert!(check_media_type(&HeaderMap::new()).is_ok());
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        assert!(check_media_type(&headers).unwrap_err().detail().contains("uncompressed"));
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("identity"));
+        assert!(check_media_type(&headers).is_ok());
     }
 }

@@ -128,7 +128,8 @@ impl Embedded {
     pub fn backups(&self, reserve_bytes: u64, world: &World) -> Backups {
         let (log, stores) = (self.log.clone(), self.kv.clone());
         let data = self.directory.description().clone();
-        Backups { log, stores, data, reserve_bytes, world: world.clone() }
+        let directory = self.directory.path().to_owned();
+        Backups { log, stores, data, directory, reserve_bytes, world: world.clone() }
     }
 
     /// Makes everything durable and closes.

@@ -4,7 +4,8 @@
 //! and no part of the API of the roles; it has no gRPC face.
 
 use std::{
-    path::Path,
+    io,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -47,6 +48,8 @@ pub struct Backups {
     pub(crate) log: EmbeddedLog,
     pub(crate) stores: Arc<FjallKv>,
     pub(crate) data: Description,
+    /// Where it is.
+    pub(crate) directory: PathBuf,
     /// What must stay free on the disk of a backup.
     pub(crate) reserve_bytes: u64,
     pub(crate) world: World,
@@ -56,13 +59,28 @@ impl Backups {
     /// Takes a backup into a directory, which is made if there is none. Blocks for as long as the copy takes.
     ///
     /// # Errors
-    /// Where the directory is not empty, or the disk does not take it.
+    /// Where the directory is not empty or cannot be used, or the disk does not take it.
     pub fn take(&self, to: &Path) -> Result<Manifest, BackupError> {
-        let disk = RealDisk::open(to)
-            .map_err(|source| BackupError::Io { what: format!("make the directory {}", to.display()), source })?;
+        if is_within(to, &self.directory) {
+            return Err(BackupError::WithinData { data: self.directory.clone() });
+        }
+        let disk = RealDisk::open(to).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::NotFound
+            | io::ErrorKind::PermissionDenied
+            | io::ErrorKind::ReadOnlyFilesystem => BackupError::Directory { directory: to.to_owned(), source },
+            _ => BackupError::Io { what: format!("make the directory {}", to.display()), source },
+        })?;
         let source = backup::Source { log: &self.log, stores: &self.stores, data: &self.data };
         backup::take(&source, &disk, self.reserve_bytes, self.world.now_ms())
     }
+}
+
+/// Whether a directory, which may still have to be made, is another one or lies within it.
+fn is_within(path: &Path, directory: &Path) -> bool {
+    let existing = path.ancestors().find_map(|ancestor| ancestor.canonicalize().ok());
+    matches!((existing, directory.canonicalize()), (Some(path), Ok(directory)) if path.starts_with(&directory))
 }
 
 const PATH: &str = "/v1/admin/backups";
@@ -245,7 +263,10 @@ fn end(directory: &str, taken: Result<Manifest, BackupError>, took: Duration) ->
 /// The operator chose the directory, so what the system says about it is for the operator.
 fn problem(error: &BackupError) -> Problem {
     match error {
-        BackupError::Complete | BackupError::NotEmpty { .. } => {
+        BackupError::Complete
+        | BackupError::NotEmpty { .. }
+        | BackupError::Directory { .. }
+        | BackupError::WithinData { .. } => {
             Problem::refused("backup_refused", format!("The backup was not begun: {error}."))
         }
         BackupError::NoRoom { .. } | BackupError::Io { .. } => {

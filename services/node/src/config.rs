@@ -191,9 +191,12 @@ impl Config {
             merge(&mut table, SHARED_DEFAULTS.parse().context("the built-in defaults are broken")?);
         }
         merge(&mut table, given);
-        let mut config: Self = table.try_into().map_err(|error| {
-            let error: toml::de::Error = error;
-            anyhow::anyhow!("the configuration is not valid: {}", error.message())
+        let mut config: Self = serde_path_to_error::deserialize(Value::Table(table)).map_err(|error| {
+            let (path, message) = (error.path().to_string(), error.inner().message());
+            match path.as_str() {
+                "." => anyhow::anyhow!("the configuration is not valid: {message}"),
+                path => anyhow::anyhow!("the configuration is not valid: {path}: {message}"),
+            }
         })?;
         // One setting for whoever makes links and whoever serves them.
         config.worker.public_url.clone_from(&config.public_url);
@@ -235,9 +238,7 @@ impl Config {
         if self.tls.certificate_file.is_empty() != self.tls.key_file.is_empty() {
             faults.push("tls.certificate_file and tls.key_file must both be set, or none".to_owned());
         }
-        if self.worker.in_doubt_instances == 0 || self.worker.unanswered_instances == 0 {
-            faults.push("worker.in_doubt_instances and worker.unanswered_instances must be at least 1".to_owned());
-        }
+        faults.extend(self.zeros().map(|setting| format!("{setting} must be at least 1")));
         let dkim = [&self.email.dkim_key_file, &self.email.dkim_domain, &self.email.dkim_selector];
         if dkim.iter().any(|part| part.is_empty()) && !dkim.iter().all(|part| part.is_empty()) {
             faults.push("email.dkim_key_file, dkim_domain and dkim_selector must all be set, or none".to_owned());
@@ -246,6 +247,31 @@ impl Config {
             true => Ok(()),
             false => anyhow::bail!("the configuration is not valid:\n  {}", faults.join("\n  ")),
         }
+    }
+
+    /// Settings that are 0 and with which the process would run and nothing get through: no connection, no call, or no
+    /// message of what it took.
+    fn zeros(&self) -> impl Iterator<Item = &'static str> {
+        let Self { gateway, orchestrator, worker, ledger, .. } = self;
+        [
+            ("instances", self.instances == 0),
+            ("gateway.max_body_bytes", gateway.max_body_bytes == 0),
+            ("gateway.max_batch_body_bytes", gateway.max_batch_body_bytes == 0),
+            ("gateway.max_admissions_in_flight", gateway.max_admissions_in_flight == 0),
+            ("gateway.max_connections", gateway.max_connections == 0),
+            ("gateway.max_streams", gateway.max_streams == 0),
+            ("orchestrator.poll_records", orchestrator.poll_records == 0),
+            ("orchestrator.window_records", orchestrator.window_records == 0),
+            ("orchestrator.commit_instances", orchestrator.commit_instances == 0),
+            ("worker.poll_records", worker.poll_records == 0),
+            ("worker.window_instances", worker.window_instances == 0),
+            ("worker.in_doubt_instances", worker.in_doubt_instances == 0),
+            ("worker.unanswered_instances", worker.unanswered_instances == 0),
+            ("worker.max_attempts", worker.max_attempts == 0),
+            ("ledger.poll_max_records", ledger.poll_max_records == 0),
+        ]
+        .into_iter()
+        .filter_map(|(setting, is_zero)| is_zero.then_some(setting))
     }
 
     /// Whether there is the directory that receipts are exported to.
@@ -421,7 +447,12 @@ mod tests {
     fn what_is_unknown_or_wrong_is_told() {
         let told = |file: &str| load(file, &[]).unwrap_err().to_string();
         assert!(told("[worker]\nmax_atempts = 3").contains("max_atempts"));
-        assert!(told("[worker]\nmax_attempts = \"many\"").contains("invalid type"));
+        assert!(told("[worker]\nmax_attempts = \"many\"").contains("worker.max_attempts: invalid type"));
+        assert!(told("worker = 1").contains("worker: invalid type"));
+        let zeros = told("[worker]\nwindow_instances = 0\n[orchestrator]\npoll_records = 0");
+        for setting in ["worker.window_instances", "orchestrator.poll_records"] {
+            assert!(zeros.contains(&format!("{setting} must be at least 1")), "{zeros}");
+        }
         let kafka = "log = \"kafka://a/b\"\nstore = \"cql://a/b\"\ncache = \"redis://a\"\n";
         assert!(told("log = \"kafka://a/b\"").contains("What is missing: store, cache"));
         assert!(told("roles = [\"worker\"]").contains("only on servers that they share"));

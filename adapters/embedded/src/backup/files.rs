@@ -83,6 +83,18 @@ pub(super) fn checked_manifest(directory: &Path) -> Result<Manifest, UnusableBac
     Ok(manifest)
 }
 
+/// A manifest with the checksum of its text as its first field, so that damage to what only the manifest knows is seen too.
+pub(super) fn sealed(text: &str) -> String {
+    format!("{{\n  \"crc32c\": {},{}", crc32c::crc32c(text.as_bytes()), text.strip_prefix('{').unwrap_or(text))
+}
+
+/// Whether a manifest is as it was sealed. The first backups of Herald 0.1.0 say no checksum of it.
+fn is_as_sealed(text: &[u8], crc32c: Option<u32>) -> bool {
+    let Some(crc32c) = crc32c else { return true };
+    let field = format!("\n  \"crc32c\": {crc32c},");
+    std::str::from_utf8(text).is_ok_and(|text| crc32c::crc32c(text.replacen(&field, "", 1).as_bytes()) == crc32c)
+}
+
 fn manifest(directory: &Path) -> Result<Manifest, UnusableBackup> {
     let file = directory.join(MANIFEST_NAME);
     let text = match fs::read(&file) {
@@ -95,21 +107,25 @@ fn manifest(directory: &Path) -> Result<Manifest, UnusableBackup> {
         }
         Err(source) => return Err(UnusableBackup::Io { file, source }),
     };
-    let damaged = |why: serde_json::Error| UnusableBackup::Damaged { file: file.clone(), why: why.to_string() };
-    // A newer format may have other fields, so its version is looked at alone first.
+    let damaged = |why: String| UnusableBackup::Damaged { file: file.clone(), why };
+    let unreadable = |error: serde_json::Error| damaged(error.to_string());
+    // A newer format may have other fields, so its version is looked at first.
     #[derive(Deserialize)]
-    struct Version {
+    struct Seal {
         format_version: u32,
+        crc32c: Option<u32>,
     }
-    let Version { format_version: found } = serde_json::from_slice(&text).map_err(damaged)?;
+    let Seal { format_version: found, crc32c } = serde_json::from_slice(&text).map_err(unreadable)?;
     if found > FORMAT_VERSION {
         return Err(UnusableBackup::NewerFormat { path: directory.to_owned(), found });
     }
-    let manifest: Manifest = serde_json::from_slice(&text).map_err(damaged)?;
+    if !is_as_sealed(&text, crc32c) {
+        return Err(damaged("its checksum is wrong".to_owned()));
+    }
+    let manifest: Manifest = serde_json::from_slice(&text).map_err(unreadable)?;
     // Names lead nowhere else.
     if let Some(bad) = manifest.files.iter().find(|file| file.name.contains('/')) {
-        let why = format!("it names {:?}", bad.name);
-        return Err(UnusableBackup::Damaged { file: directory.join(MANIFEST_NAME), why });
+        return Err(damaged(format!("it names {:?}", bad.name)));
     }
     Ok(manifest)
 }

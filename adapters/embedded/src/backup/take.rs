@@ -2,7 +2,7 @@
 
 use super::{
     BackupError, BackupFile, FORMAT_VERSION, HARMLESS_NAME, MANIFEST_NAME, Manifest, PARTIAL_NAME,
-    files::{STEP_BYTES, Target},
+    files::{STEP_BYTES, Target, sealed},
     rows,
 };
 use crate::{
@@ -112,10 +112,10 @@ fn remove(to: &dyn Disk, name: &str) -> Result<(), BackupError> {
 /// Makes the backup a complete one, as its last step.
 fn complete(to: &dyn Disk, manifest: &Manifest) -> Result<(), BackupError> {
     let writing = |e| BackupError::io(format!("write {MANIFEST_NAME}"), e);
-    let text = serde_json::to_vec_pretty(manifest).map_err(|e| writing(e.into()))?;
+    let text = sealed(&serde_json::to_string_pretty(manifest).map_err(|e| writing(e.into()))?);
     let file = to.open(PARTIAL_NAME).map_err(writing)?;
     file.truncate(0).map_err(writing)?;
-    file.write_at(0, &text).map_err(writing)?;
+    file.write_at(0, text.as_bytes()).map_err(writing)?;
     file.sync().map_err(writing)?;
     to.sync_directory().map_err(writing)?;
     to.rename(PARTIAL_NAME, MANIFEST_NAME).map_err(writing)

@@ -1,6 +1,6 @@
 //! A small client of the HTTP face.
 
-use std::{fmt::Write as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt::Write as _, io, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -23,6 +23,9 @@ use super::exit::Failure;
 
 /// The largest answer that is taken.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// Any server takes this much, but for one that was told not to.
+const LARGE_BODY_BYTES: usize = 2 << 20;
 
 /// How long an answer may take; an acceptance waits for the disk only.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
@@ -76,7 +79,7 @@ impl Connect {
                 Failure::Usage(format!("--url {:?} is no address; write it as http://127.0.0.1:8080", self.url))
             })?;
         let key = self.key.clone().filter(|key| !key.is_empty()).ok_or_else(|| {
-            Failure::Usage(
+            Failure::Denied(
                 "no key is given; use --key or HERALD_KEY (herald dev has hk_dev_demo and, for operators, hk_dev_admin)"
                     .into(),
             )
@@ -193,21 +196,30 @@ impl Client {
             }
             None => Vec::new(),
         };
+        let length = bytes.len();
         let request = request.body(Full::from(bytes)).map_err(|_| {
             Failure::Usage("a key, tenant or address has characters that no header or URL can have".into())
         })?;
-        let answered = tokio::time::timeout(ANSWER_WITHIN, self.answer(request)).await;
+        let answered = tokio::time::timeout(ANSWER_WITHIN, self.answer(request, length)).await;
         answered.map_err(|_| self.unreachable("it took longer than 60 seconds"))?
     }
 
-    async fn answer(&self, request: Request<Full<Bytes>>) -> Result<Value, Failure> {
+    async fn answer(&self, request: Request<Full<Bytes>>, length: usize) -> Result<Value, Failure> {
         let response = self.http.request(request).await.map_err(|error| {
             // The innermost cause names what happened, such as "Connection refused".
-            let mut cause: &dyn std::error::Error = &error;
+            let mut cause: &(dyn std::error::Error + 'static) = &error;
             while let Some(inner) = cause.source() {
                 cause = inner;
             }
-            self.unreachable(&cause.to_string())
+            match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
+                // A server that will not read all of a body answers 413 and closes, which may come before the answer.
+                Some(io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) if length > LARGE_BODY_BYTES => {
+                    let why = "closed the connection before it had read all of the body, which is probably too large";
+                    let size = format!("{length} bytes; it takes what gateway.max_body_bytes says, 4 MiB unless set");
+                    Failure::Other(anyhow::anyhow!("{} {why} ({size})", self.url))
+                }
+                _ => self.unreachable(&cause.to_string()),
+            }
         })?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;

@@ -90,6 +90,9 @@ pub enum Failure {
     /// The command line cannot be meant.
     #[error("{0}")]
     Usage(String),
+    /// There is no key to call with.
+    #[error("{0}")]
+    Denied(String),
     /// The server answered with a problem (RFC 9457).
     #[error("{}", problem_text(*.status, .problem))]
     Refused {
@@ -118,7 +121,7 @@ pub enum Failure {
     #[error("the output was closed")]
     Closed,
     /// Anything else.
-    #[error("{0:#}")]
+    #[error("{}", chain_text(.0))]
     Other(#[from] anyhow::Error),
 }
 
@@ -127,6 +130,7 @@ impl Failure {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Usage(_) => Exit::Usage,
+            Self::Denied(_) => Exit::Denied,
             Self::Refused { status, .. } => Exit::of_status(*status),
             Self::Unreachable { .. } => Exit::Unavailable,
             Self::Partly(_) => Exit::Partly,
@@ -153,6 +157,17 @@ impl From<io::Error> for Failure {
             _ => Self::Other(error.into()),
         }
     }
+}
+
+/// An error and its causes, without those that the error in front of them tells already.
+fn chain_text(error: &anyhow::Error) -> String {
+    let mut said = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !said.ends_with(&cause) {
+            said.push_str(&format!(": {cause}"));
+        }
+    }
+    said
 }
 
 /// A problem document for people: what is wrong, where, and what to do about it.
@@ -199,6 +214,17 @@ mod tests {
         assert_eq!(codes, [3, 5, 5, 4, 3, 3, 3, 6, 1, 6]);
         let numbers: Vec<u8> = Exit::ALL.iter().map(|exit| *exit as u8).collect();
         assert_eq!(numbers, (0..9).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("could not open x: {0}")]
+        struct Opening(#[source] io::Error);
+        let opening = || anyhow::Error::new(Opening(io::Error::other("it is full")));
+        assert_eq!(Failure::from(opening()).to_string(), "could not open x: it is full");
+        let within = opening().context("no backup");
+        assert_eq!(Failure::from(within).to_string(), "no backup: could not open x: it is full");
     }
 
     #[test]

@@ -22,7 +22,7 @@ mod tenants;
 mod terms;
 mod topics;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
 
@@ -76,14 +76,16 @@ enum Command {
 impl Cli {
     /// Runs the command and says why it failed, if it did.
     pub fn main() -> ExitCode {
-        // A wrong command line is answered by clap, with 2.
-        let matches = command_line().get_matches();
-        let cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-        let json = cli.connect.json;
-        let failure = match refuse_useless(&matches).and_then(|()| cli.run()) {
-            Ok(()) => return Exit::Done.into(),
-            Err(failure) => failure,
+        let (ended, json) = match Self::of_command_line() {
+            Ok((cli, matches)) => {
+                let json = cli.connect.json;
+                (refuse_useless(&matches).and_then(|()| cli.run()), json)
+            }
+            Err(wrong) if wrong.use_stderr() && asks_for_json(std::env::args_os()) => (Err(misread(&wrong)), true),
+            // What clap says for people, or the help that was asked for.
+            Err(wrong) => wrong.exit(),
         };
+        let Err(failure) = ended else { return Exit::Done.into() };
         match (&failure, json) {
             (Failure::Closed, _) => {}
             (failure, true) => eprintln!("{}", failure.json()),
@@ -92,15 +94,42 @@ impl Cli {
         failure.exit().into()
     }
 
+    fn of_command_line() -> Result<(Self, ArgMatches), clap::Error> {
+        let matches = command_line().try_get_matches()?;
+        Ok((Self::from_arg_matches(&matches)?, matches))
+    }
+
     fn run(self) -> Result<(), Failure> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(self.command.run())
     }
 }
 
+/// Whether a command line that cannot be read asks for JSON.
+fn asks_for_json(arguments: impl Iterator<Item = OsString>) -> bool {
+    arguments.take_while(|argument| argument != "--").any(|argument| argument == "--json")
+}
+
+/// What is wrong with a command line, without the usage, which is for people.
+fn misread(wrong: &clap::Error) -> Failure {
+    let said = wrong.render().to_string();
+    let end = ["\n\nUsage:", "\n\nFor more information"].iter().filter_map(|part| said.find(part)).min();
+    let detail = &said[..end.unwrap_or(said.len())];
+    Failure::Usage(detail.trim_start_matches("error: ").trim_end().to_owned())
+}
+
+/// Negative numbers are values everywhere, so that a wrong one is called that and not an unknown flag.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let taken = |argument: clap::Arg| match argument.get_action().takes_values() {
+        true => argument.allow_negative_numbers(true),
+        false => argument,
+    };
+    command.mut_args(taken).mut_subcommands(with_negative_numbers)
+}
+
 /// The command line. Commands that call no server do not show the flags of a connection.
 fn command_line() -> clap::Command {
-    let mut root = Cli::command();
+    let mut root = with_negative_numbers(Cli::command());
     let callers: Vec<String> = callers(&root).map(str::to_owned).collect();
     root.build();
     for command in root.get_subcommands_mut().filter(|command| !callers.iter().any(|name| name == command.get_name())) {

@@ -320,16 +320,27 @@ pub struct Receipts {
     connect: Connect,
 }
 
+/// Whether a moment is more than a day ago: a minute more, so that `24h`, which was counted back just now, is not.
+fn is_over_a_day_ago(moment: &str) -> bool {
+    let day = jiff::SignedDuration::from_mins(24 * 60 + 1);
+    moment.parse().is_ok_and(|at: jiff::Timestamp| jiff::Timestamp::now().duration_since(at) > day)
+}
+
 impl Receipts {
     /// Runs the command.
     ///
     /// # Errors
     /// As the table of exit codes has it.
     pub async fn run(self) -> Result<(), Failure> {
+        let since = self.since.as_deref().map(terms::moment).transpose()?;
+        if self.user.is_some() && self.until.is_none() && since.as_deref().is_some_and(is_over_a_day_ago) {
+            let wanted = "receipts of a user are shown for 24 hours: name the end too, with --until";
+            return Err(Failure::Usage(format!("--since is further back than that, and {wanted}")));
+        }
         let query = Query::default()
             .with_some("request_id", self.request.as_deref())
             .with_some("user_id", self.user.as_deref())
-            .with_some("since", self.since.as_deref().map(terms::moment).transpose()?.as_deref())
+            .with_some("since", since.as_deref())
             .with_some("until", self.until.as_deref())
             .with_some("channel", self.channel.as_deref())
             .with_some("state", self.state.as_deref());

@@ -168,7 +168,7 @@ enum LimitsAction {
         #[arg(required = true)]
         scope: Vec<String>,
         /// Messages a second.
-        #[arg(long)]
+        #[arg(long, value_parser = terms::rate)]
         per_second: f64,
         /// Messages that may go at once after a pause.
         #[arg(long)]

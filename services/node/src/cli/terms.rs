@@ -60,6 +60,15 @@ pub fn moment(text: &str) -> Result<String, Failure> {
     jiff::Timestamp::now().checked_sub(ago).map(|at| at.to_string()).map_err(|_| wrong())
 }
 
+/// How many messages a second: a number from 0, which stops them.
+///
+/// # Errors
+/// For anything else.
+pub fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse::<f64>().ok().filter(|rate| rate.is_finite() && *rate >= 0.0);
+    rate.ok_or_else(|| "a rate is a number from 0, such as 0.5".to_owned())
+}
+
 /// The seconds of a span such as `90s`, `15m`, `2h` or `7d`.
 pub fn seconds(text: &str) -> Option<i64> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
@@ -93,6 +102,14 @@ mod tests {
         assert_eq!(scope(&words(&["tenant=a", "channel=email"]), &known).unwrap()["channel"], "email");
         for bad in [&["tenant"][..], &["tenant="], &["chanel=email"], &["tenant=a", "tenant=b"], &["all", "tenant=a"]] {
             assert!(scope(&words(bad), &known).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_rate_is_a_number_that_can_be_meant() {
+        assert_eq!((rate("0"), rate("0.5"), rate("1e12")), (Ok(0.0), Ok(0.5), Ok(1e12)));
+        for bad in ["-1", "NaN", "inf", "1e400", "ten", ""] {
+            assert!(rate(bad).is_err(), "{bad}");
         }
     }
 

@@ -41,7 +41,11 @@ pub async fn run(config: Config, options: &Options) -> anyhow::Result<bool> {
         None => Graph::generate(options.users, options.seed),
     };
     let node = Node::start(config, Mode::Dev).await?;
-    let story = story::run(&node, &options.gateways, &graph).await;
+    // Ctrl-C ends it in order, so that its directory goes too.
+    let story = tokio::select! {
+        story = story::run(&node, &options.gateways, &graph) => story,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted: nothing was proven")),
+    };
     let stopped = node.stop().await;
     let report = story?;
     stopped.context("the node did not stop in order")?;

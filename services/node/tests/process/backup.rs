@@ -76,6 +76,16 @@ async fn whatever_was_accepted_before_a_backup_is_in_it() {
     assert_eq!(refused.status.code(), Some(5), "{}", said(&refused));
     let again = operator(&setup, &["backup", "--to", text(&backup)]);
     assert!(again.status.code() == Some(3) && said(&again).contains("complete backup"), "{}", said(&again));
+    // One that would go down with its data, or has no place to go to, is not begun, and trying again would not help.
+    let within = operator(&setup, &["backup", "--to", text(&setup.data.join("journal/backup"))]);
+    assert!(
+        within.status.code() == Some(3) && said(&within).contains("within the data directory"),
+        "{}",
+        said(&within)
+    );
+    assert!(!setup.data.join("journal/backup").exists());
+    let file = operator(&setup, &["backup", "--to", text(&backup.join("backup.json"))]);
+    assert!(file.status.code() == Some(3) && said(&file).contains("cannot be made"), "{}", said(&file));
     // Nor is a restore, over data in use or at rest.
     let live = restore(&backup, &setup.data);
     assert!(!live.status.success() && said(&live).contains("never writes over data"), "{}", said(&live));

@@ -112,6 +112,8 @@ async fn templates_tenants_and_keys_are_kept_from_the_command_line() {
     );
     operator(&setup, &["keys", "delete", created["key_id"].as_str().unwrap()]);
     assert_eq!(herald_as(&setup, key, &["status"]).status.code(), Some(5));
+    let last = operator(&setup, &["keys", "delete", "dev_admin"]);
+    assert!(last.status.code() == Some(3) && said(&last).contains("Create another one first"), "{}", said(&last));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,11 +141,25 @@ async fn each_failure_has_its_exit_code_and_says_what_to_do() {
     ends(&["tenants", "list"], 5, "operator");
     ends(&["template", "put", "t", "no-such-file"], 1, "no-such-file cannot be read");
     ends(&["config", "--set", "nothing=1"], 1, "nothing");
+    ends(&["status", "--key", ""], 5, "no key is given");
+    ends(&["receipts", "--user", "ada", "--since", "48h"], 2, "--until");
+    ends(&["receipts", "--user", "ada", "--since", "24h"], 0, "none");
+    ends(&["limits", "set", "all", "--per-second", "-1"], 2, "a rate is a number from 0");
+    ends(&["limits", "set", "all", "--per-second", "NaN"], 2, "a rate is a number from 0");
+    ends(&["status", "--limit", "-1"], 2, "invalid value '-1'");
+    let large = json!({"channels": {"in_app": {"body": "x".repeat(8 << 20)}}}).to_string();
+    let large = herald(&setup, &["template", "put", "large", &write(directory.path(), "large.json", &large)]);
+    // Which of the two it is depends on who is faster.
+    assert!(matches!(large.status.code(), Some(1 | 3)) && said(&large).contains("too large"), "{}", said(&large));
     let output = operator(&setup, &["template", "list"]);
     assert!(said(&output).contains("--tenant"), "{}", said(&output));
     let output = herald(&setup, &["status", "not-an-id", "--json"]);
     let problem: Value = serde_json::from_slice(&output.stderr).unwrap();
     assert_eq!(problem["status"], 400);
+    let output = herald(&setup, &["status", "--json", "--limit", "many"]);
+    let problem: Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!((output.status.code(), &problem["exit_code"]), (Some(2), &json!(2)));
+    assert!(problem["detail"].as_str().unwrap().starts_with("invalid value 'many'"), "{problem}");
     process.kill();
 }
 
@@ -230,4 +246,20 @@ async fn limits_are_set_and_deleted_from_the_command_line() {
     assert_eq!(left["limits"].as_array().unwrap().len(), 1);
     assert_eq!(operator(&setup, &["limits", "delete", "lim_nothing"]).status.code(), Some(4));
     assert_eq!(operator(&setup, &["limits", "set", "all", "--per-second", "-1"]).status.code(), Some(2));
+}
+
+#[test]
+fn an_interrupted_demo_leaves_nothing_behind() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_herald"));
+    command.args(["demo", "--users", "2000"]).env("TMPDIR", directory.path());
+    let mut demo = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(demo.stderr.take().unwrap()).lines().map_while(Result::ok);
+    lines.find(|line| line.starts_with("edges:")).expect("the demo begins");
+    assert!(directory.path().read_dir().unwrap().next().is_some());
+    let interrupt = format!("kill -INT {}", demo.id());
+    assert!(Command::new("sh").args(["-c", &interrupt]).status().unwrap().success());
+    assert!(lines.any(|line| line.contains("interrupted")), "it says why");
+    assert_eq!(demo.wait().unwrap().code(), Some(1));
+    assert_eq!(directory.path().read_dir().unwrap().count(), 0, "its directory is gone");
 }

@@ -52,6 +52,12 @@ async fn garbage_is_reported_with_its_lines_and_the_rest_is_imported() {
     let output = herald(&setup, &["import", "users", file.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(7), "{}", said(&output));
     assert_eq!(refused_lines(&directory.path().join("people.jsonl.refused.jsonl")), [77]);
+
+    // The report is never written over what it is about.
+    let name = file.to_str().unwrap();
+    let output = herald(&setup, &["import", "users", name, "--report", &name.replace("/people", "/./people")]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(std::fs::read_to_string(&file).unwrap().contains("j200"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

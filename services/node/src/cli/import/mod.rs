@@ -91,6 +91,10 @@ impl Import {
         };
         let client = self.connect.client()?;
         let report = from.report.clone().unwrap_or_else(|| with_suffix(&from.file, ".refused.jsonl"));
+        if is_same_file(&from.file, &report) {
+            let clash = "the report would be written over the file itself; name another file with --report";
+            return Err(Failure::Usage(clash.into()));
+        }
         let to = format!("{} {}", self.connect.url, self.connect.tenant.as_deref().unwrap_or_default());
         let mut state = State::open(&from.file, &report, identity(what, &from.file, &to)?)?;
         if from.restart {
@@ -133,12 +137,18 @@ fn summary(lines: u64, imported: u64, refused: u64, seconds: f64) -> String {
     format!("imported  {imported}\nrefused   {refused}\nseconds   {seconds:.1} ({rate:.0} lines a second)")
 }
 
+/// Whether two paths lead to one file that is there.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+}
+
 /// What an import is: another file, or one that has changed, does not go on where this one was.
 fn identity(what: What, file: &Path, to: &str) -> Result<String, Failure> {
     let unreadable = || format!("{} cannot be read", file.display());
     let metadata = std::fs::metadata(file).with_context(unreadable)?;
     if !metadata.is_file() {
-        return Err(Failure::Usage(format!("{} is not a file", file.display())));
+        let why = "is no regular file, and an import goes on in its file after a kill";
+        return Err(Failure::Usage(format!("{} {why}; write it to a file first", file.display())));
     }
     let modified = metadata.modified().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
     Ok(format!("{what:?} {} {:?} {to}", metadata.len(), modified.map(|at| at.as_nanos())))

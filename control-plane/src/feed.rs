@@ -46,7 +46,7 @@ pub async fn policy_feed(
 ) -> anyhow::Result<()> {
     let follow = async {
         loop {
-            let (read, asked_ms) = (reads.begin(), world.now_ms());
+            let (read, asked_ms) = (reads.begin(), world.steady_ms());
             let mut policy = Policy::clone(&sender.borrow());
             let before = policy.version;
             let reached_end = catch_up(&*log, &mut policy).await;

@@ -73,7 +73,7 @@ impl ControlReads {
         self.begun.fetch_add(1, Relaxed) + 1
     }
 
-    /// Notes that a read, begun at `asked_ms`, came to the end of the topic, and that its snapshot is there.
+    /// Notes that a read, begun at `asked_ms` of steady time, came to the end of the topic, and that its snapshot is there.
     pub fn end(&self, read: u64, asked_ms: u64) {
         // Who sees these sees the snapshot.
         self.asked_ms.store(asked_ms, Release);
@@ -90,7 +90,7 @@ impl ControlReads {
         self.ended.load(Acquire) >= read
     }
 
-    /// When the last read that has ended began, in milliseconds since the epoch; 0 before the first.
+    /// When the last read that has ended began, in milliseconds of steady time; 0 before the first.
     pub fn asked_ms(&self) -> u64 {
         self.asked_ms.load(Acquire)
     }

@@ -76,7 +76,7 @@ impl Pacing {
         let recipients = page_recipients.min(listed(request).unwrap_or(page_recipients)).max(1) as u64;
         let lane = if notification.transactional { Lane::Transactional } else { Lane::Bulk };
         let wanted = recipients * channels;
-        let taken = self.leases.take(&budgets, wanted, lane == Lane::Transactional, world.now_ms()).await;
+        let taken = self.leases.take(&budgets, wanted, lane == Lane::Transactional, world.steady_ms()).await;
         if let Some(error) = &taken.error {
             tracing::warn!(%error, "the budgets do not answer; this orchestrator goes on with its share");
         }

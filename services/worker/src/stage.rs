@@ -43,10 +43,10 @@ const UNREAD: &str = "the log cannot be read; nothing is decided meanwhile";
 const UNINFORMED_WAIT: Duration = Duration::from_millis(10);
 
 /// `user-changes` are read to their ends this often, and whenever there is something new to decide.
-const CHANGES_INTERVAL_MS: u64 = 250;
+const CHANGES_INTERVAL: Duration = Duration::from_millis(250);
 
 /// An empty commit proves ownership this often.
-const PROOF_INTERVAL_MS: u64 = 1_000;
+const PROOF_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a worker that stops or hands its shards over waits for answers.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -87,8 +87,8 @@ pub(crate) struct Worker {
     pub(crate) durable: Mark,
     wanted: watch::Sender<Mark>,
     dirty_since: Option<Instant>,
-    committed_ms: u64,
-    changes_asked_ms: u64,
+    committed: Instant,
+    changes_asked: Option<Instant>,
     /// Whether something was polled since `user-changes` were read to their ends.
     ask_changes: bool,
     /// Counts assignments.
@@ -131,8 +131,8 @@ impl Worker {
             next_batch: 0,
             durable: Mark::default(),
             dirty_since: None,
-            committed_ms: deps.world.now_ms(),
-            changes_asked_ms: 0,
+            committed: Instant::now(),
+            changes_asked: None,
             ask_changes: true,
             assignments: 0,
             instances_per_record: 256,
@@ -178,11 +178,10 @@ impl Worker {
         }
         self.write_feeds().await;
         self.pause_full(false);
-        let now_ms = self.deps.world.now_ms();
         let due = self
             .dirty_since
             .is_some_and(|since| since.elapsed() >= Duration::from_millis(self.config.commit_interval_ms));
-        if due || now_ms.abs_diff(self.committed_ms) >= PROOF_INTERVAL_MS {
+        if due || self.committed.elapsed() >= PROOF_INTERVAL {
             self.commit().await?;
         }
         Ok(())
@@ -391,8 +390,7 @@ impl Worker {
     /// Reads `user-changes` to the ends they have now, so that what is decided next knows every change before. `false`
     /// if they are not known, when nothing may be decided.
     async fn read_changes(&mut self) -> anyhow::Result<bool> {
-        let now_ms = self.deps.world.now_ms();
-        if !self.ask_changes && now_ms.abs_diff(self.changes_asked_ms) < CHANGES_INTERVAL_MS {
+        if !self.ask_changes && self.changes_asked.is_some_and(|asked| asked.elapsed() < CHANGES_INTERVAL) {
             return Ok(true);
         }
         let asked = Instant::now();
@@ -410,7 +408,7 @@ impl Worker {
         }
         self.pause_full(false);
         self.ask_changes = false;
-        self.changes_asked_ms = now_ms;
+        self.changes_asked = Some(asked);
         self.freshness.changes_read(Some(asked));
         Ok(true)
     }
@@ -505,7 +503,7 @@ impl Worker {
         let committed = Committed::or_halt(self.subscription.commit(commit).await);
         match committed {
             Ok(_) => {
-                self.committed_ms = self.deps.world.now_ms();
+                self.committed = Instant::now();
                 self.freshness.committed();
             }
             Err(_) => self.freshness.close(),

@@ -112,13 +112,12 @@ impl Steering {
 
     /// Whether a message that was decided on with policies of this [`Policy::steered`] may be sent now by a provider.
     pub(crate) fn may_start(&self, head: &Head, provider: &str, decided_with: u64) -> bool {
-        let now_ms = self.clock.now_ms();
-        if now_ms.abs_diff(self.control.asked_ms()) > MAX_CONTROL_AGE_MS {
+        if self.clock.steady_ms().saturating_sub(self.control.asked_ms()) > MAX_CONTROL_AGE_MS {
             return false;
         }
         let policy = self.policies.borrow();
         // A switch that expires meanwhile only lets more through.
-        policy.steered() == decided_with || self.decide(&policy, head, Some(provider), now_ms) == Steer::Go
+        policy.steered() == decided_with || self.decide(&policy, head, Some(provider), self.clock.now_ms()) == Steer::Go
     }
 }
 

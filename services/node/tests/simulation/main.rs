@@ -12,6 +12,7 @@ mod check;
 mod erasing;
 mod fan_out;
 mod faults;
+mod in_doubt;
 mod pacing;
 mod provider;
 mod scenario;

@@ -12,7 +12,7 @@ use herald_core::{
     providers::Providers,
     record::Schema,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 const RECORDS_A_READ: usize = 1_000;
@@ -49,7 +49,7 @@ pub async fn policy_feed(
         Outage::new("control cannot be read; the last policies hold, and no send starts", "see that the log answers");
     let follow = async {
         loop {
-            let (read, asked) = (reads.begin(), Instant::now());
+            let (read, asked_ms) = (reads.begin(), world.steady_ms());
             let mut policy = Policy::clone(&sender.borrow());
             let before = policy.version;
             let reached_end = catch_up(&*log, &mut policy).await;
@@ -61,7 +61,7 @@ pub async fn policy_feed(
             match reached_end {
                 Ok(()) => {
                     away.answered(world.now_ms());
-                    reads.end(read, asked.into_std());
+                    reads.end(read, asked_ms);
                     // News is read at once. A log that has failed may still be read, so its error must not be asked for
                     // again without a pause.
                     if let Ok(Err(error)) = tokio::time::timeout(READ_EVERY, log.reached(control(), version)).await {

@@ -7,10 +7,17 @@ use crate::{
     trace::{NoSpans, Spans, TraceParent},
 };
 
-/// The wall clock.
+/// The wall clock, and one that nobody sets.
 pub trait Clock: Send + Sync + 'static {
-    /// Milliseconds since the Unix epoch.
+    /// Milliseconds since the Unix epoch, as the wall clock shows it: somebody may set it forward or back.
     fn now_ms(&self) -> u64;
+
+    /// Milliseconds that only ever pass one after the other, since a time that means nothing outside of this process. By it
+    /// goes what lasts so long from now; what is kept, told or agreed on with others goes by [`Self::now_ms`]. The clock of
+    /// a test, which nobody sets, is its own.
+    fn steady_ms(&self) -> u64 {
+        self.now_ms()
+    }
 }
 
 /// A source of random numbers.
@@ -39,6 +46,11 @@ impl World {
     /// Milliseconds since the Unix epoch.
     pub fn now_ms(&self) -> u64 {
         self.clock.now_ms()
+    }
+
+    /// Milliseconds that no wall clock moves: see [`Clock::steady_ms`].
+    pub fn steady_ms(&self) -> u64 {
+        self.clock.steady_ms()
     }
 
     /// A new notification id.

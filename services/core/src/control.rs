@@ -9,7 +9,6 @@ use std::{
             Ordering::{Acquire, Relaxed, Release},
         },
     },
-    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -65,7 +64,7 @@ pub fn policy_of(record: &Record) -> Result<Control, DecodeError> {
 pub struct ControlReads {
     begun: AtomicU64,
     ended: AtomicU64,
-    asked: Mutex<Option<Instant>>,
+    asked_ms: AtomicU64,
 }
 
 impl ControlReads {
@@ -74,10 +73,10 @@ impl ControlReads {
         self.begun.fetch_add(1, Relaxed) + 1
     }
 
-    /// Notes that a read, begun at `asked`, came to the end of the topic, and that its snapshot is there.
-    pub fn end(&self, read: u64, asked: Instant) {
+    /// Notes that a read, begun at `asked_ms` of steady time, came to the end of the topic, and that its snapshot is there.
+    pub fn end(&self, read: u64, asked_ms: u64) {
         // Who sees these sees the snapshot.
-        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
+        self.asked_ms.store(asked_ms, Release);
         self.ended.store(read, Release);
     }
 
@@ -91,11 +90,9 @@ impl ControlReads {
         self.ended.load(Acquire) >= read
     }
 
-    /// How long ago the last read that has ended began; `None` before the first. It is no matter of the wall clock, which may
-    /// be set.
-    pub fn age(&self, now: Instant) -> Option<Duration> {
-        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.map(|asked| now.saturating_duration_since(asked))
+    /// When the last read that has ended began, in milliseconds of steady time; 0 before the first.
+    pub fn asked_ms(&self) -> u64 {
+        self.asked_ms.load(Acquire)
     }
 }
 
@@ -131,17 +128,15 @@ mod tests {
 
     #[test]
     fn only_a_read_that_begins_later_knows_what_is_written_now() {
-        let (reads, asked) = (ControlReads::default(), Instant::now());
-        assert_eq!(reads.age(asked), None);
+        let reads = ControlReads::default();
         let running = reads.begin();
         let needed = reads.next();
-        reads.end(running, asked);
+        reads.end(running, 10);
         assert!(reads.has_ended(running) && !reads.has_ended(needed));
         let read = reads.begin();
-        let ms = Duration::from_millis;
-        reads.end(read, asked + ms(20));
+        reads.end(read, 20);
         assert!(reads.has_ended(needed));
-        assert_eq!(reads.age(asked + ms(50)), Some(ms(30)));
+        assert_eq!(reads.asked_ms(), 20);
     }
 
     #[test]

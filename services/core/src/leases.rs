@@ -48,8 +48,7 @@ struct Pot {
 
 impl Pot {
     fn drop_stale(&mut self, now_ms: u64) {
-        // A lease that lasts longer than leases do is of a clock that was set back.
-        if now_ms >= self.expires_ms || self.expires_ms > now_ms + LEASE_MS {
+        if now_ms >= self.expires_ms {
             (self.tokens, self.expires_ms) = (0, 0);
         }
     }
@@ -93,7 +92,7 @@ impl Leases {
     }
 
     /// Takes up to so many tokens of every bucket: the least of what all of them have. Unless `urgent`, a quarter of each
-    /// bucket is left to those who are.
+    /// bucket is left to those who are. `now_ms` is steady time.
     pub async fn take(&mut self, budgets: &[Budget], tokens: u64, urgent: bool, now_ms: u64) -> Taken {
         let mut asks = Vec::new();
         for (bucket, quota) in budgets {
@@ -141,7 +140,7 @@ impl Leases {
     }
 
     async fn lease(&mut self, asks: &[Ask], now_ms: u64) -> Lease {
-        if now_ms >= self.away_until_ms || self.away_until_ms > now_ms + AWAY_MS {
+        if now_ms >= self.away_until_ms {
             let error = match self.port.lease(&[asks.to_vec()], now_ms).await.map(|leases| leases.into_iter().next()) {
                 Ok(Some(lease)) => {
                     self.is_away = false;

@@ -58,7 +58,7 @@ impl Gateway {
             let detail = format!("The quota lets {capacity} notifications in at once. Send smaller batches.");
             return Err(Problem::refused("batch_above_quota", detail));
         }
-        let wait_ms = self.quotas.with_bucket(tenant, quota, self.now_ms(), |bucket| {
+        let wait_ms = self.quotas.with_bucket(tenant, quota, self.deps.world.steady_ms(), |bucket| {
             if bucket.tokens(0) < count {
                 return Some(bucket.wait_ms(count, 0));
             }
@@ -81,9 +81,9 @@ impl Gateway {
         let Some(quota) = quota_of(&who.policy, tenant) else { return };
         let seconds = |ms: u64| ms.div_ceil(1_000).min(LONGEST_WAIT_S);
         let capacity = quota.capacity();
-        let (left, until_full_ms) = self
-            .quotas
-            .with_bucket(tenant, quota, self.now_ms(), |bucket| (bucket.tokens(0), bucket.wait_ms(capacity, 0)));
+        let (left, until_full_ms) = self.quotas.with_bucket(tenant, quota, self.deps.world.steady_ms(), |bucket| {
+            (bucket.tokens(0), bucket.wait_ms(capacity, 0))
+        });
         let window_s = seconds(quota.ms_for(capacity)).max(1);
         for (name, text) in [
             (RATE_LIMIT_POLICY, format!("\"{NAME}\";q={capacity};w={window_s}")),

@@ -1,8 +1,8 @@
 //! The real clock and the system's randomness.
 
 use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    sync::{Arc, LazyLock},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use herald_core::clock::{Clock, Entropy, World};
@@ -11,10 +11,18 @@ use rand::Rng;
 /// The system's wall clock.
 pub struct SystemClock;
 
+/// When steady time was asked for first, and what the wall clock showed.
+static BEGAN: LazyLock<(Instant, u64)> = LazyLock::new(|| (Instant::now(), SystemClock.now_ms()));
+
 impl Clock for SystemClock {
     fn now_ms(&self) -> u64 {
         // A clock before 1970 is a broken machine; its time then counts as 1970.
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
+    }
+
+    fn steady_ms(&self) -> u64 {
+        let (began, wall_ms) = &*BEGAN;
+        wall_ms + began.elapsed().as_millis() as u64
     }
 }
 

@@ -77,7 +77,7 @@ impl Pacing {
         let recipients = page_recipients.min(listed(request).unwrap_or(page_recipients)).max(1) as u64;
         let lane = if notification.transactional { Lane::Transactional } else { Lane::Bulk };
         let wanted = recipients * channels;
-        let taken = self.leases.take(&budgets, wanted, lane == Lane::Transactional, world.now_ms()).await;
+        let taken = self.leases.take(&budgets, wanted, lane == Lane::Transactional, world.steady_ms()).await;
         let rest = taken.short.map(|(budget, quota)| {
             let short = Short { budget, share: self.leases.share(quota), retry_after_ms: taken.retry_after_ms };
             let due_ms = self.waiting.place(&short, &tenant, lane, wanted - taken.tokens, world);

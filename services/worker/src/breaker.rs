@@ -85,8 +85,7 @@ impl Breaker {
 
     /// Whether nothing may go before a time that lies ahead.
     pub(crate) fn is_waiting(&self, now_ms: u64) -> bool {
-        // A clock that was set back must not keep it open.
-        matches!(self.state, State::Open { until_ms } if now_ms < until_ms && until_ms - now_ms <= 3_600_000)
+        matches!(self.state, State::Open { until_ms } if now_ms < until_ms)
     }
 
     /// Whether what is sent now tries whether the provider is up again.

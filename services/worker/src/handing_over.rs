@@ -170,7 +170,8 @@ impl Worker {
             let is_first = |item: &&Item| sections[item.section].head.section.attempts == 0;
             let first_attempts = items.iter().filter(is_first).count() as u64;
             let begun_ms = self.deps.world.now_ms();
-            let probes = self.pacing.handed_over(&name, items.len() as u64, first_attempts, begun_ms);
+            let probes =
+                self.pacing.handed_over(&name, items.len() as u64, first_attempts, self.deps.world.steady_ms());
             self.batches.insert(id, Batch { channel, provider: name, begun_ms, sections, items, probes });
         }
     }

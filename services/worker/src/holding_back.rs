@@ -18,7 +18,7 @@ impl Worker {
     pub(crate) async fn pace(&mut self, jobs: &mut [Job], policy: &Policy) {
         self.pacing.take_up(policy.limits());
         self.pacing.slowing.take_up(policy);
-        let now_ms = self.deps.world.now_ms();
+        let (now_ms, steady_ms) = (self.deps.world.now_ms(), self.deps.world.steady_ms());
         for job in jobs {
             let head = &job.queued.chunk.head;
             let provider = job.provider.as_ref();
@@ -26,7 +26,7 @@ impl Worker {
             let mut slowed_by = Vec::new();
             for (id, row) in self.steering.slowing(policy, head, name, now_ms) {
                 let slow = (id, head.channel);
-                self.pacing.slowing.slow(&slow, |kind| self.steering.is_about(&row, kind), now_ms);
+                self.pacing.slowing.slow(&slow, |kind| self.steering.is_about(&row, kind), steady_ms);
                 slowed_by.push(slow);
             }
             job.slowed = !slowed_by.is_empty();

@@ -89,7 +89,7 @@ pub struct Config {
     pub max_attempts: u32,
     /// The base of the exponential backoff.
     pub retry_base_ms: u64,
-    /// The longest backoff.
+    /// The longest backoff; an hour at most.
     pub retry_cap_ms: u64,
     /// Whether tenants are served in turn. `false` serves in the order of arrival, to measure what fairness is worth.
     pub fair: bool,

@@ -1,6 +1,6 @@
 //! In-app: records of `inbox` become rows, receipts, and frames for live connections.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use herald_core::{
@@ -16,6 +16,7 @@ use herald_core::{
     record::{Channel, InboxBatch, InboxSection, State},
 };
 use prost::Message;
+use tokio::time::Instant;
 
 use crate::{
     Deps,
@@ -31,6 +32,9 @@ const MAX_RECORDS_PER_WRITE: usize = 64;
 const MAX_PENDING_BYTES: usize = 8 << 20;
 const MAX_PENDING_RECORDS: usize = 1_024;
 
+/// How long a store that failed is left alone.
+const STORE_RETRY: Duration = Duration::from_millis(100);
+
 /// One shard's `inbox`.
 pub(crate) struct Feed {
     shard: u32,
@@ -41,12 +45,12 @@ pub(crate) struct Feed {
     pub dirty: bool,
     pending_bytes: usize,
     /// After a failure of the store nothing is written before this time.
-    again_ms: u64,
+    again_at: Option<Instant>,
 }
 
 impl Feed {
     pub(crate) fn new(shard: u32, position: u64) -> Self {
-        Self { shard, pending: VecDeque::new(), position, dirty: false, pending_bytes: 0, again_ms: 0 }
+        Self { shard, pending: VecDeque::new(), position, dirty: false, pending_bytes: 0, again_at: None }
     }
 
     pub(crate) fn push(&mut self, record: Record, mark: Mark) {
@@ -67,7 +71,7 @@ impl Feed {
 
     /// Writes what is durable and books it as delivered. A store that is away leaves the rest for later.
     pub(crate) async fn write(&mut self, deps: &Deps, durable: Mark, outputs: &mut Outputs, endings: &mut Endings) {
-        while deps.world.now_ms() >= self.again_ms {
+        while self.again_at.is_none_or(|at| Instant::now() >= at) {
             let ready =
                 self.pending.iter().take(MAX_RECORDS_PER_WRITE).take_while(|(_, mark)| *mark <= durable).count();
             if ready == 0 {
@@ -93,9 +97,8 @@ impl Feed {
                 .collect();
             let epoch = deps.log.identity().epoch;
             if let Err(error) = deps.inbox.put(self.shard, epoch, batches).await {
-                let now_ms = deps.world.now_ms();
-                deps.outages.inbox.failed(&error, self.instances(), now_ms);
-                self.again_ms = now_ms + STORE_RETRY_MS;
+                deps.outages.inbox.failed(&error, self.instances(), deps.world.now_ms());
+                self.again_at = Some(Instant::now() + STORE_RETRY);
                 break;
             }
             let now_ms = deps.world.now_ms();

@@ -1,4 +1,5 @@
-//! How much may be sent now: limits, the provider's health and its pace. What may not waits in a delay tier.
+//! How much may be sent now: limits, the provider's health and its pace, all of them by steady time. What may not waits in a
+//! delay tier.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -117,7 +118,7 @@ impl Pacing {
         wanted: u64,
         world: &World,
     ) -> Pass {
-        let now_ms = world.now_ms();
+        let now_ms = world.steady_ms();
         let provider = provider.unwrap_or(&self.nobody);
         let at = self.providers.entry(provider.clone()).or_insert_with(|| Provider::new(now_ms));
         let mut count = wanted;
@@ -127,7 +128,7 @@ impl Pacing {
             Passage::All => {}
             Passage::Some(few) => count = count.min(few.saturating_sub(at.planned)),
             Passage::Not { until_ms } => {
-                let due_ms = until_ms + world.below(SPREAD_MS);
+                let due_ms = world.now_ms() + until_ms.saturating_sub(now_ms) + world.below(SPREAD_MS);
                 let rest = Wait { due_ms, cause: WaitCause::Provider }.at_most(head.notification.expires_ms);
                 return Pass { count: 0, rest, budgets: Vec::new() };
             }
@@ -175,7 +176,7 @@ impl Pacing {
             _ if count == wanted => 0,
             Some(short) => self.waiting.place(&short, &head.tenant, lane, wanted - count, world),
             // The provider is being probed.
-            None => now_ms + world.below(SPREAD_MS),
+            None => world.now_ms() + world.below(SPREAD_MS),
         };
         Pass { count, rest: Wait { due_ms, cause }.at_most(head.notification.expires_ms), budgets }
     }
@@ -213,7 +214,7 @@ impl Pacing {
         probes: &mut u64,
         world: &World,
     ) {
-        let now_ms = world.now_ms();
+        let now_ms = world.steady_ms();
         let Some(provider) = self.providers.get_mut(provider) else { return };
         for (is_retry, outcome) in outcomes {
             let probe = *probes > 0;

@@ -104,7 +104,7 @@ impl Worker {
 
     /// Gives each job its provider; one whose messages several providers share becomes a job for each.
     pub(crate) fn with_providers(&mut self, jobs: Vec<Job>) -> Vec<Job> {
-        let now_ms = self.deps.world.now_ms();
+        let now_ms = self.deps.world.steady_ms();
         let mut routed = Vec::with_capacity(jobs.len());
         for mut job in jobs {
             let head = job.queued.chunk.head.clone();

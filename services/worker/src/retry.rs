@@ -11,6 +11,9 @@ use crate::Config;
 /// A message whose account is at fault is tried again after this time.
 const ACCOUNT_FAULT_DELAY_MS: u64 = 15_000;
 
+/// No attempt is put off for longer, whatever a provider asks for or is set.
+pub(crate) const LONGEST_DELAY_MS: u64 = 3_600_000;
+
 /// What happens next to an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Next {
@@ -55,8 +58,7 @@ pub(crate) fn after(
             Next::End { state: State::Delivered, reason: "", code: String::new(), provider_id, attempts }
         }
         Outcome::RetryAfter { after, code } => {
-            // Providers may ask for long waits; more than an hour is taken as an hour.
-            let hint_ms = after.map_or(0, |after| (after.as_millis() as u64).min(3_600_000));
+            let hint_ms = after.map_or(0, |after| after.as_millis().min(u128::from(LONGEST_DELAY_MS)) as u64);
             again(Why::Retry, hint_ms, code)
         }
         Outcome::Unknown { code } => again(Why::Unanswered, 0, code),
@@ -75,7 +77,8 @@ pub(crate) fn after(
 
 /// Exponential with full jitter.
 fn backoff_ms(attempts: u32, config: &Config, world: &World) -> u64 {
-    let ceiling = config.retry_base_ms.saturating_mul(1 << attempts.min(20)).min(config.retry_cap_ms);
+    let ceiling =
+        config.retry_base_ms.saturating_mul(1 << attempts.min(20)).min(config.retry_cap_ms).min(LONGEST_DELAY_MS);
     world.below(ceiling + 1)
 }
 

@@ -1,6 +1,10 @@
 //! The router: what waits in a delay tier leaves it after the tier's delay, into the next tier that is not past its due
 //! time, or back to its topic.
 //!
+//! Due times are the wall clock's, which may be set. What was written by a clock that was ahead of this one begins its time in
+//! the tier anew, by this one: so nothing waits for the clock to come to where it was, or lies behind what does. Nothing is
+//! sent before its time for that: whoever gets it home looks at the clock again.
+//!
 //! When a switch, a limit or a provider is lifted, what waits for it goes home at once: the tiers that may hold it are drained to the
 //! ends that they had, in order, and what waits for something else goes on to the tier of what is left of its time.
 
@@ -29,6 +33,7 @@ use crate::{
     burying::request_id,
     lifting::Lifting,
     outages::{of_log, wait_out},
+    retry::LONGEST_DELAY_MS,
 };
 
 /// Why a record that does not say where it came from is dead.
@@ -36,6 +41,9 @@ const HOMELESS: &str = "no_home";
 
 /// Records held in memory from one tier.
 const HELD_RECORDS: usize = 1_000;
+
+/// A record this much later than the clock is not of a clock that was set back, but of another process's.
+const MAX_SKEW_MS: u64 = 1_000;
 
 /// The longest time between two looks at the clock; a step of the wall clock is noticed within it.
 const MAX_WAIT: Duration = Duration::from_millis(250);
@@ -133,11 +141,16 @@ impl Router {
         }
     }
 
+    fn leaves(at: &TopicPartition, tier: &Tier, record: &Record, now_ms: u64) -> bool {
+        let leaves_at_ms = Self::leaves_at_ms(at, record);
+        tier.is_drained(record) || leaves_at_ms <= now_ms || is_ahead(record, now_ms) || is_astray(at.topic, record)
+    }
+
     fn wait(&self) -> Duration {
         let now_ms = self.deps.world.now_ms();
         let leaves_at_ms = |(at, tier): (&TopicPartition, &Tier)| {
             let first = tier.held.front()?;
-            Some(if tier.is_drained(first) { 0 } else { Self::leaves_at_ms(at, first) })
+            Some(if Self::leaves(at, tier, first, now_ms) { 0 } else { Self::leaves_at_ms(at, first) })
         };
         let next = self.tiers.iter().filter_map(leaves_at_ms).min();
         next.map_or(MAX_WAIT, |ms| Duration::from_millis(ms.saturating_sub(now_ms).max(1)).min(MAX_WAIT))
@@ -169,9 +182,7 @@ impl Router {
         let mut commit = Commit::default();
         for (at, tier) in &mut self.tiers {
             let mut moved = None;
-            let leaves =
-                |tier: &Tier, record: &Record| tier.is_drained(record) || Self::leaves_at_ms(at, record) <= now_ms;
-            while tier.held.front().is_some_and(|record| leaves(tier, record)) {
+            while tier.held.front().is_some_and(|record| Self::leaves(at, tier, record, now_ms)) {
                 if let Some(record) = tier.held.pop_front() {
                     moved = Some(record.offset + 1);
                     let lifted = tier.is_lifted(&record);
@@ -203,6 +214,18 @@ fn may_be_lifted(topic: Topic) -> bool {
     matches!(topic, Topic::Delayed(tier) if tier <= tier_for(LONGEST_WAIT_MS))
 }
 
+/// Whether a record was written by a clock that was ahead of this one: nobody knows how long ago.
+fn is_ahead(record: &Record, now_ms: u64) -> bool {
+    record.timestamp_ms > now_ms + MAX_SKEW_MS
+}
+
+/// Whether deliveries are in a tier that is longer than anything makes them wait, since the clock was set while they were put
+/// there.
+fn is_astray(topic: Topic, record: &Record) -> bool {
+    let Topic::Delayed(tier) = topic else { return false };
+    record.envelope.schema() == Schema::DeliveryBatch && tier_delay_ms(tier) > LONGEST_DELAY_MS
+}
+
 /// Where a record goes from its tier, home at once if what it waits for was lifted; the record itself if it does not say
 /// where it came from.
 fn next_place(record: Record, lifted: bool, now_ms: u64) -> Result<NewRecord, Box<Record>> {
@@ -211,12 +234,22 @@ fn next_place(record: Record, lifted: bool, now_ms: u64) -> Result<NewRecord, Bo
         Some((waiting.due_ms, TopicPartition { topic, partition: waiting.partition }))
     });
     let Some((due_ms, home)) = home else { return Err(Box::new(record)) };
-    let Record { envelope, body, .. } = record;
-    let remaining_ms = if lifted { 0 } else { due_ms.saturating_sub(now_ms) };
-    let (at, envelope) = if remaining_ms == 0 {
-        (home, herald_core::record::Envelope { waiting: None, ..envelope })
+    let (ahead, astray) = (is_ahead(&record, now_ms), is_astray(record.at.topic, &record));
+    let Record { mut envelope, body, timestamp_ms, .. } = record;
+    let remaining_ms = match lifted || astray {
+        true => 0,
+        // All of its time: it may have come just now.
+        false if ahead => due_ms.saturating_sub(timestamp_ms),
+        false => due_ms.saturating_sub(now_ms),
+    };
+    let at = if remaining_ms == 0 {
+        envelope.waiting = None;
+        home
     } else {
-        (TopicPartition { topic: Topic::Delayed(tier_for(remaining_ms)), partition: 0 }, envelope)
+        if let Some(waiting) = &mut envelope.waiting {
+            waiting.due_ms = now_ms + remaining_ms;
+        }
+        TopicPartition { topic: Topic::Delayed(tier_for(remaining_ms)), partition: 0 }
     };
     Ok(NewRecord { at, key: Default::default(), timestamp_ms: now_ms, envelope, body })
 }
@@ -289,6 +322,34 @@ mod tests {
             assert!(hops <= 72, "{hops} hops for {due_ms}");
         }
     }
+
+    /// It would lie there until the clock is where it was, and whatever comes later behind it.
+    #[test]
+    fn what_a_clock_wrote_that_was_ahead_waits_its_time_and_no_longer() {
+        const DAY_MS: u64 = 86_400_000;
+        let tier = tier_for(10_000);
+        let written = Record { timestamp_ms: DAY_MS, ..waiting(DAY_MS + 10_000, tier) };
+        let now_ms = 1_000_000;
+        assert!(Router::leaves(&written.at, &Tier::default(), &written, now_ms));
+        let again = next_place(written, false, now_ms).unwrap();
+        assert_eq!((again.at.topic, again.timestamp_ms), (Topic::Delayed(tier), now_ms));
+        assert_eq!(again.envelope.waiting.as_ref().unwrap().due_ms, now_ms + 10_000);
+        // Another process's clock need not be this one's to the millisecond.
+        let skewed = Record { timestamp_ms: now_ms + MAX_SKEW_MS, ..waiting(now_ms + 10_000, tier) };
+        assert!(!Router::leaves(&skewed.at, &Tier::default(), &skewed, now_ms));
+    }
+
+    #[test]
+    fn a_delivery_in_a_tier_that_is_too_long_for_it_goes_home() {
+        let far = Router::leaves_at_ms(&waiting(0, 8).at, &waiting(u64::MAX, 8));
+        assert!(far > LONGEST_DELAY_MS);
+        let mut astray = waiting(far, 8);
+        assert!(!Router::leaves(&astray.at, &Tier::default(), &astray, 1), "what is scheduled may wait so long");
+        astray.envelope.schema = Schema::DeliveryBatch as i32;
+        assert!(Router::leaves(&astray.at, &Tier::default(), &astray, 1));
+        assert_eq!(next_place(astray, false, 1).unwrap().at.topic, Topic::Deliveries(Lane::Bulk));
+    }
+
     #[test]
     fn a_record_without_a_home_is_booked_dead_and_kept() {
         let summary = SectionSummary { notification_id: vec![1; 16].into(), count: 3, ..Default::default() };

@@ -212,7 +212,8 @@ impl Worker {
         for job in jobs {
             self.put_back_unsent(&job);
             if job.queued.chunk.head.channel == Channel::InApp {
-                self.pacing.slowing.sent(&job.queued.chunk.head, None, job.sending(), self.deps.world.now_ms());
+                let now_ms = self.deps.world.steady_ms();
+                self.pacing.slowing.sent(&job.queued.chunk.head, None, job.sending(), now_ms);
             }
             let (channel, cost) = (job.queued.chunk.head.channel, job.queued.cost());
             let (shard, order) = (job.shard, job.order);
@@ -310,7 +311,7 @@ impl Worker {
 
     /// Those whose users are known. If the directory does not answer, which is not absence, a section waits.
     async fn with_people(&mut self, mut jobs: Vec<Job>) -> Vec<Job> {
-        let now_ms = self.deps.world.now_ms();
+        let now_ms = self.deps.world.steady_ms();
         // By tenant: the job, the place in its chunk, and the id.
         let mut missing: BTreeMap<TenantId, Vec<(usize, usize, String)>> = BTreeMap::new();
         let mut found: Vec<Vec<Option<Arc<Known>>>> = Vec::with_capacity(jobs.len());

@@ -100,7 +100,8 @@ impl Worker {
     fn settle_section(&mut self, batch: &mut Batch, section: usize, outcomes: Vec<(usize, Outcome)>, now_ms: u64) {
         let BatchSection { shard, topic, offset, head, .. } = &batch.sections[section];
         let Some(shard) = self.shards.get_mut(shard) else { return };
-        self.pacing.slowing.sent(head, Some(&batch.provider), outcomes.len() as u64, now_ms);
+        let sent_ms = self.deps.world.steady_ms();
+        self.pacing.slowing.sent(head, Some(&batch.provider), outcomes.len() as u64, sent_ms);
         let ended = shard.endings.of(head, now_ms);
         let (mut finished, mut undelivered) = (Vec::with_capacity(outcomes.len()), Vec::new());
         let mut again: BTreeMap<(u32, Wait), Vec<u32>> = BTreeMap::new();

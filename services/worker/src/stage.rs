@@ -41,10 +41,10 @@ const IDLE_WAIT: Duration = Duration::from_millis(250);
 const UNINFORMED_WAIT: Duration = Duration::from_millis(10);
 
 /// `user-changes` are read to their ends this often, and whenever there is something new to decide.
-const CHANGES_INTERVAL_MS: u64 = 250;
+const CHANGES_INTERVAL: Duration = Duration::from_millis(250);
 
 /// An empty commit proves ownership this often.
-const PROOF_INTERVAL_MS: u64 = 1_000;
+const PROOF_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a worker that stops or hands its shards over waits for answers.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -89,8 +89,8 @@ pub(crate) struct Worker {
     under_way: UnderWay<CommitParts>,
     /// Covers what was committed.
     committed_mark: Mark,
-    committed_ms: u64,
-    changes_asked_ms: u64,
+    committed: Instant,
+    changes_asked: Option<Instant>,
     /// Whether something was polled since `user-changes` were read to their ends.
     ask_changes: bool,
     /// Counts assignments.
@@ -141,8 +141,8 @@ impl Worker {
             dirty_since: None,
             under_way: UnderWay::none(),
             committed_mark: Mark::default(),
-            committed_ms: deps.world.now_ms(),
-            changes_asked_ms: 0,
+            committed: Instant::now(),
+            changes_asked: None,
             ask_changes: true,
             assignments: 0,
             instances_per_record: 256,
@@ -191,9 +191,8 @@ impl Worker {
         }
         self.write_feeds().await;
         self.pause_full(false);
-        let now_ms = self.deps.world.now_ms();
         let is_due = self.dirty_since.is_some_and(|since| due(since) <= Instant::now());
-        if !self.under_way.is_some() && (is_due || now_ms.abs_diff(self.committed_ms) >= PROOF_INTERVAL_MS) {
+        if !self.under_way.is_some() && (is_due || self.committed.elapsed() >= PROOF_INTERVAL) {
             self.begin_commit().await?;
         }
         Ok(())
@@ -402,8 +401,7 @@ impl Worker {
     /// Reads `user-changes` to the ends they have now, so that what is decided next knows every change before. `false`
     /// if they are not known, when nothing may be decided.
     async fn read_changes(&mut self) -> anyhow::Result<bool> {
-        let now_ms = self.deps.world.now_ms();
-        if !self.ask_changes && now_ms.abs_diff(self.changes_asked_ms) < CHANGES_INTERVAL_MS {
+        if !self.ask_changes && self.changes_asked.is_some_and(|asked| asked.elapsed() < CHANGES_INTERVAL) {
             return Ok(true);
         }
         let asked = Instant::now();
@@ -422,7 +420,7 @@ impl Worker {
         self.deps.outages.log.answered(now_ms);
         self.pause_full(false);
         self.ask_changes = false;
-        self.changes_asked_ms = now_ms;
+        self.changes_asked = Some(asked);
         self.freshness.changes_read(Some(asked));
         Ok(true)
     }
@@ -549,7 +547,7 @@ impl Worker {
     /// What covers a commit. One that is not in, or may not be, ends everything.
     fn is_in(&mut self, committed: Result<Committed, LogError>) -> anyhow::Result<Mark> {
         let mark = Committed::or_halt(committed).inspect_err(|_| self.freshness.close())?;
-        self.committed_ms = self.deps.world.now_ms();
+        self.committed = Instant::now();
         self.freshness.committed();
         Ok(mark)
     }

@@ -68,7 +68,7 @@ impl Throttle {
 
     /// Begins a new window when the last one is over, and sets the rate by what it brought.
     fn turn(&mut self, now_ms: u64) {
-        let elapsed_ms = now_ms.abs_diff(self.began_ms);
+        let elapsed_ms = now_ms.saturating_sub(self.began_ms);
         if elapsed_ms < WINDOW_MS {
             return;
         }

@@ -1,10 +1,15 @@
 -- Leases tokens, by the arithmetic of herald_core::bucket. A double holds whole numbers to 2^53, and rates times times
 -- pass that, so tokens and billionths of a token are counted apart, and so are a rate's whole tokens and its millionths.
 -- KEYS: the bucket of each ask, group after group.
--- ARGV: the time in ms; then for each ask: whether it begins a group (1 or 0), the rate's whole tokens a second and its
--- millionths, the capacity, the tokens that are wanted, those that must stay, the key's time to live in ms.
+-- ARGV: the time in ms, empty for the server's own; then for each ask: whether it begins a group (1 or 0), the rate's whole
+-- tokens a second and its millionths, the capacity, the tokens that are wanted, those that must stay, the key's time to
+-- live in ms.
 -- Returns for each ask what its bucket held before anything was taken: tokens and billionths.
 local now, buckets, held = tonumber(ARGV[1]), {}, {}
+if not now then
+    local time = redis.call('TIME')
+    now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
 
 -- A clock that is behind another's by less than this fills nothing; one that is farther behind was set back.
 local SKEW_MS = 10000

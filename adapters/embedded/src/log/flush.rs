@@ -176,7 +176,7 @@ impl Shared {
         let batch = {
             let mut state = self.state.lock();
             let now_ms = self.clock.now_ms();
-            if now_ms >= writer.last_expiry_ms.saturating_add(HOUSEKEEPING_INTERVAL.as_millis() as u64) {
+            if now_ms.abs_diff(writer.last_expiry_ms) >= HOUSEKEEPING_INTERVAL.as_millis() as u64 {
                 writer.last_expiry_ms = now_ms;
                 state.expire_all(now_ms);
             }

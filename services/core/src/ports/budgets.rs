@@ -16,6 +16,7 @@ pub const LEASE_MS: u64 = 1_000;
 #[async_trait]
 pub trait Budgets: Send + Sync + 'static {
     /// Leases tokens for groups of asks, one after the other. Of each group every bucket gives at least one token or
-    /// none does; what is denied says when to ask again, and nothing is reserved for it.
+    /// none does; what is denied says when to ask again, and nothing is reserved for it. `now_ms` is the caller's steady
+    /// time: a wall clock that is set forward would fill every bucket.
     async fn lease(&self, groups: &[Vec<Ask>], now_ms: u64) -> Result<Vec<Lease>, StoreError>;
 }

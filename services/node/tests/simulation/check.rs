@@ -3,21 +3,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use herald_core::{
+    dead_letters::{letters, read_letter},
     ids::{InstanceId, NotificationId},
     ports::{
         inbox::StateFilter,
         ledger::{ReceiptRow, ReceiptScope},
     },
-    record::{Channel, State},
+    record::{Channel, Envelope, Schema, State},
 };
 use herald_ledger::proof::prove;
 use herald_node::backends::Backends;
+use prost::Message;
 
 use crate::{
+    SETTLE,
     erasing::{Erasures, names_nobody},
     provider::{Begun, Seen},
     scenario::{DAY_MS, GUEST, Scenario, ScenarioKind, Sent},
     steering::Steered,
+    world::WallClock,
 };
 
 /// What is known of a run besides its books.
@@ -40,9 +44,23 @@ pub struct Facts<'a> {
     /// Switches and cancels.
     pub steered: &'a Steered,
     pub erased: &'a Erasures,
-    /// How often the wall clock was set.
-    pub clock_sets: u64,
+    pub wall: &'a WallClock,
+    /// When it all ended, in true time.
+    pub end_ms: u64,
 }
+
+impl Facts<'_> {
+    /// The latest time that the wall clock ever showed.
+    fn latest_wall_ms(&self) -> u64 {
+        self.wall.latest(0, self.end_ms)
+    }
+}
+
+/// A send starts so long after it was decided at most.
+pub const DECIDED_MS: u64 = 10_000;
+
+/// An attempt is put off by so much at most, in the simulation.
+const LONGEST_RETRY_MS: u64 = 10_000;
 
 pub type Ends = BTreeMap<(NotificationId, String, i32), ReceiptRow>;
 
@@ -73,7 +91,7 @@ pub async fn contradictions(facts: &Facts<'_>, backends: &Backends) -> anyhow::R
         }
     }
     let ends = ends(&sent, facts.redrives, backends, &mut found).await?;
-    check_ends(facts, &sent, &ends, &mut found);
+    check_ends(facts, &sent, &ends, &dead_chains(backends).await?, &mut found);
     check_inboxes(facts, &sent, &ends, backends, &mut found).await?;
     check_provider(facts, &ends, &mut found);
     check_starts(facts, &mut found);
@@ -81,7 +99,8 @@ pub async fn contradictions(facts: &Facts<'_>, backends: &Backends) -> anyhow::R
     check_quiet_hours(facts, &mut found);
     facts.erased.check_starts(facts.sent, &facts.seen.begun, &mut found);
     facts.erased.check_names(&sent, &ends, &mut found);
-    facts.steered.check_starts(&facts.seen.begun, &mut found);
+    facts.erased.check_rows(facts.scenario, backends, &mut found).await?;
+    facts.steered.check_starts(&facts.seen.begun, facts.wall, &mut found);
     facts.steered.check_books(&ends, backends, &mut found).await?;
     if facts.scenario.kind == ScenarioKind::Orderly {
         check_order(facts, &mut found);
@@ -119,7 +138,31 @@ async fn ends(sent: &[&Sent], redrives: u64, backends: &Backends, found: &mut Ve
     Ok(ends)
 }
 
-fn check_ends(facts: &Facts<'_>, sent: &[&Sent], ends: &Ends, found: &mut Vec<String>) {
+/// Why requests and continuations are dead, by their notification.
+async fn dead_chains(backends: &Backends) -> anyhow::Result<BTreeMap<NotificationId, String>> {
+    let (mut causes, mut from) = (BTreeMap::new(), 0);
+    loop {
+        let (records, next) = backends.log.read(letters(), from, 100).await?;
+        for letter in records.iter().filter_map(read_letter) {
+            let envelope = Envelope::decode(letter.envelope)?;
+            let is_chain = matches!(envelope.schema(), Schema::Request | Schema::Continuation);
+            let id = envelope.sections.first().and_then(|section| NotificationId::from_slice(&section.notification_id));
+            causes.extend(id.filter(|_| is_chain).map(|id| (id, letter.cause)));
+        }
+        if next == from {
+            return Ok(causes);
+        }
+        from = next;
+    }
+}
+
+fn check_ends(
+    facts: &Facts<'_>,
+    sent: &[&Sent],
+    ends: &Ends,
+    dead_chains: &BTreeMap<NotificationId, String>,
+    found: &mut Vec<String>,
+) {
     let mut delivered: BTreeMap<(String, String, i32, String), u64> = BTreeMap::new();
     for one in sent {
         for channel in [Channel::InApp, Channel::Email] {
@@ -137,7 +180,9 @@ fn check_ends(facts: &Facts<'_>, sent: &[&Sent], ends: &Ends, found: &mut Vec<St
             let stopped = stopped || facts.erased.may_have_cut(one);
             let missing = || wanted.difference(&ended).all(|user| facts.erased.may_have(&one.planned.tenant, user));
             if !ended.is_subset(&wanted) || !(stopped || missing()) {
-                found.push(format!("{} on {channel:?}: {ended:?} ended, {wanted:?} were to", one.id));
+                let chain =
+                    dead_chains.get(&one.id).map_or(String::new(), |cause| format!("; its chain ended as {cause:?}"));
+                found.push(format!("{} on {channel:?}: {ended:?} ended, {wanted:?} were to{chain}", one.id));
             }
         }
     }
@@ -145,7 +190,7 @@ fn check_ends(facts: &Facts<'_>, sent: &[&Sent], ends: &Ends, found: &mut Vec<St
         let Some(one) = sent.iter().find(|one| one.id == *id && !names_nobody(user)) else { continue };
         let reason = row.shared.reason.as_str();
         let is_mail = *channel == Channel::Email as i32;
-        let may_be_late = one.planned.ttl_ms < DAY_MS && reason == "expired";
+        let may_be_late = reason == "expired" && facts.latest_wall_ms() + LONGEST_RETRY_MS >= one.expires_ms;
         let changed = facts.opt_outs.contains_key(&(one.planned.tenant.to_string(), user.clone()));
         let steered = (reason == "killed"
             && facts.steered.may_have_killed(&one.planned.tenant, Some(row.shared.channel())))
@@ -187,7 +232,9 @@ fn check_ends(facts: &Facts<'_>, sent: &[&Sent], ends: &Ends, found: &mut Vec<St
             *delivered.entry((tenant, user.clone(), *channel, one.planned.dedupe_key.clone())).or_default() += 1;
         }
     }
-    for (key, count) in delivered.into_iter().filter(|(_, count)| *count > 1) {
+    // Unless the clock was set so far that the window was over.
+    let window_is_over = facts.wall.spread_ms() + SETTLE.as_millis() as u64 >= DAY_MS;
+    for (key, count) in delivered.into_iter().filter(|(_, count)| *count > 1 && !window_is_over) {
         found.push(format!("{key:?} was delivered {count} times under one dedupe key"));
     }
 }
@@ -284,12 +331,14 @@ fn check_provider(facts: &Facts<'_>, ends: &Ends, found: &mut Vec<String>) {
 
 /// No send starts before its time, more than a second after an opt-out was answered, or for a worker that was replaced.
 fn check_starts(facts: &Facts<'_>, found: &mut Vec<String>) {
-    let due: BTreeMap<NotificationId, u64> = facts.sent.iter().map(|one| (one.id, one.send_at_ms)).collect();
+    let sent: BTreeMap<NotificationId, &Sent> = facts.sent.iter().map(|one| (one.id, one)).collect();
     for begun in &facts.seen.begun {
         let late = |since_ms: Option<&u64>, grace_ms: u64| {
             since_ms.is_some_and(|since_ms| begun.at_ms > since_ms.saturating_add(grace_ms))
         };
-        if begun.latest_wall_ms < due.get(&begun.notification).copied().unwrap_or(0) {
+        // Its time has come once the clock has shown it, whatever it shows later.
+        let shown_ms = |one: &&Sent| facts.wall.latest(one.accepted_ms, begun.at_ms);
+        if sent.get(&begun.notification).is_some_and(|one| shown_ms(one) < one.send_at_ms) {
             found.push(format!("{begun:?} was begun before its time"));
         }
         let opted_out = late(facts.opt_outs.get(&(begun.tenant.clone(), begun.user.clone())), 1_000);
@@ -304,32 +353,30 @@ fn check_starts(facts: &Facts<'_>, found: &mut Vec<String>) {
 
 /// Nobody is sent bulk mail in quiet hours but what was decided before they began, or before the clock was set into them.
 fn check_quiet_hours(facts: &Facts<'_>, found: &mut Vec<String>) {
-    /// A send starts so long after it was decided at most.
-    const DECIDED_MS: u64 = 10_000;
     let Some(night) = &facts.scenario.night else { return };
     let bulk: BTreeSet<NotificationId> =
         facts.sent.iter().filter(|one| !one.planned.transactional).map(|one| one.id).collect();
     for begun in facts.seen.begun.iter().filter(|begun| bulk.contains(&begun.notification)) {
-        let was_quiet = night.is_quiet(begun.wall_ms) && night.is_quiet(begun.wall_ms - DECIDED_MS);
-        let was_set = begun.at_ms < begun.wall_set_ms + DECIDED_MS;
+        let shown = facts.wall.shown(begun.at_ms - DECIDED_MS, begun.at_ms);
+        let was_quiet = shown.into_iter().all(|wall_ms| night.is_quiet(wall_ms));
         let wants_quiet = night.quiet.contains_key(&begun.user)
             && !facts.opt_outs.contains_key(&(begun.tenant.clone(), begun.user.clone()))
             && !facts.erased.0.contains_key(&(begun.tenant.clone(), begun.user.clone()));
-        if wants_quiet && was_quiet && !was_set {
+        if wants_quiet && was_quiet {
             found.push(format!("{begun:?} was begun in quiet hours"));
         }
     }
 }
 
 /// Over any window no more is sent than the rate times (the window + 1 s) and one burst, or one more for each restart,
-/// which forgets the buckets, and for each time that the clock was set. What is handed to the provider is begun within its deadline.
+/// which forgets the buckets. What is handed to the provider is begun within its deadline.
 fn check_limits(facts: &Facts<'_>, found: &mut Vec<String>) {
     const LEASE_AND_DEADLINE_MS: u64 = 1_000 + 2_000;
     for limit in &facts.scenario.limits {
         let of_tenant = |begun: &&Begun| limit.scope.tenant.as_deref().is_none_or(|tenant| tenant == begun.tenant);
         let mut times: Vec<u64> = facts.seen.begun.iter().filter(of_tenant).map(|begun| begun.at_ms).collect();
         times.sort_unstable();
-        let bursts = (limit.burst * (facts.restarts + facts.clock_sets + 1)) as f64;
+        let bursts = (limit.burst * (facts.restarts + 1)) as f64;
         let allowed = |window_ms: u64| limit.per_second * (window_ms + LEASE_AND_DEADLINE_MS) as f64 / 1_000.0 + bursts;
         for (from, first_ms) in times.iter().enumerate() {
             let is_over = |(to, last_ms): (usize, &u64)| (to + 1) as f64 > allowed(last_ms - first_ms);

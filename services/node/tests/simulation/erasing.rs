@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use herald_core::{
     clock::World,
     ids::{NotificationId, TenantId},
-    ports::{erasures::Erasure, log::LogError},
+    ports::{directory::AudienceKey, erasures::Erasure, log::LogError},
     record::{Channel, audience::Kind},
 };
 use herald_node::backends::Backends;
@@ -13,7 +13,7 @@ use herald_node::backends::Backends;
 use crate::{
     check::Ends,
     provider::Begun,
-    scenario::{DAY_MS, Sent, tell_change},
+    scenario::{DAY_MS, Scenario, Sent, register, tell_change},
 };
 
 /// After this time nothing may be sent to somebody who was erased.
@@ -25,6 +25,9 @@ const NOBODY: &str = "erased";
 /// An erasure that was begun, or may have been.
 #[derive(Debug, Clone)]
 pub struct Erased {
+    id: String,
+    /// Whether the person may have been registered again.
+    has_returned: bool,
     /// What the wall clock showed when it was asked for.
     pub begun_wall_ms: u64,
     /// When it was asked for.
@@ -51,10 +54,17 @@ impl Erasures {
         if self.0.contains_key(&key) {
             return Ok(());
         }
-        let now_ms = world.now_ms();
-        self.0.insert(key.clone(), Erased { begun_wall_ms: now_ms, asked_ms: true_ms(), answered_ms: None });
+        let (now_ms, id) = (world.now_ms(), world.notification_id().to_string());
+        let erased = Erased {
+            id: id.clone(),
+            has_returned: false,
+            begun_wall_ms: now_ms,
+            asked_ms: true_ms(),
+            answered_ms: None,
+        };
+        self.0.insert(key.clone(), erased);
         let erasure = Erasure {
-            id: world.notification_id().to_string(),
+            id,
             tenant: tenant.clone(),
             user_id: user.to_owned(),
             begun_ms: now_ms,
@@ -67,6 +77,15 @@ impl Erasures {
         tell_change(tenant, user, true, backends, now_ms).await?;
         self.0.entry(key).and_modify(|erased| erased.answered_ms = Some(true_ms()));
         Ok(())
+    }
+
+    /// Registers somebody again who was erased and has not come back yet, if there is anybody.
+    pub async fn bring_back(&mut self, backends: &Backends, now_ms: u64) -> Result<(), LogError> {
+        let gone =
+            |(_, erased): &(&(String, String), &mut Erased)| erased.answered_ms.is_some() && !erased.has_returned;
+        let Some(((tenant, user), erased)) = self.0.iter_mut().find(gone) else { return Ok(()) };
+        erased.has_returned = true;
+        register(&TenantId::trusted(tenant), user, backends, now_ms).await
     }
 
     /// Whether somebody was erased, or may have been.
@@ -90,7 +109,7 @@ impl Erasures {
         self.0.keys().filter(|(of, _)| of == tenant.as_str()).map(|(_, user)| user.as_str())
     }
 
-    /// No send to somebody who was erased starts more than a second later.
+    /// No send to somebody who was erased starts more than a second later, whoever comes back.
     pub fn check_starts(&self, sent: &[Sent], begun: &[Begun], found: &mut Vec<String>) {
         let sent: BTreeMap<NotificationId, &Sent> = sent.iter().map(|one| (one.id, one)).collect();
         for begun in begun {
@@ -98,12 +117,43 @@ impl Erasures {
             let late = erased.answered_ms.is_some_and(|at_ms| begun.at_ms > at_ms + GRACE_MS);
             // Who came inline later need not be registered.
             let forbidden = |one: &&Sent| {
-                one.accepted_wall_ms <= erased.begun_wall_ms || !matches!(one.planned.kind, Kind::Inline(_))
+                one.accepted_wall_ms <= erased.begun_wall_ms
+                    || !(erased.has_returned || matches!(one.planned.kind, Kind::Inline(_)))
             };
             if late && sent.get(&begun.notification).is_some_and(forbidden) {
                 found.push(format!("{begun:?} was begun more than a second after the erasure"));
             }
         }
+    }
+
+    /// When every pass but the last is through, the erasure is complete, and the person is in no audience and, unless they came
+    /// back, not registered.
+    pub async fn check_rows(
+        &self,
+        scenario: &Scenario,
+        backends: &Backends,
+        found: &mut Vec<String>,
+    ) -> anyhow::Result<()> {
+        for ((tenant, user), erased) in self.0.iter().filter(|(_, erased)| erased.answered_ms.is_some()) {
+            let tenant = TenantId::trusted(tenant);
+            let row = backends.erasures.get(&tenant, &erased.id).await?;
+            if !row.is_some_and(|erasure| erasure.is_complete()) {
+                found.push(format!("{tenant} {user}: the erasure is not complete"));
+            }
+            let people = backends.directory.people(&tenant, std::slice::from_ref(user)).await?;
+            if people.iter().any(|person| person.user.is_some()) && !erased.has_returned {
+                found.push(format!("{tenant} {user} was erased and is registered"));
+            }
+            for followee in scenario.followers.keys() {
+                let audience = AudienceKey::FollowersOf(followee.clone());
+                let page = backends.directory.audience(&tenant, &audience, None, usize::from(u16::MAX)).await?;
+                let names = page.users.contains(user) || (followee == user && !page.users.is_empty());
+                if names || page.next.is_some() {
+                    found.push(format!("{tenant} {user} was erased, and {followee} has {:?}", page.users));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// When every pass is through, nothing that was accepted before names anybody who was erased.

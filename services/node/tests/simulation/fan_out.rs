@@ -251,7 +251,7 @@ impl FanOut {
             ttl_ms: DAY_MS,
             recipients: Default::default(),
         };
-        send(&planned, id, false, &self.backends, self.world.now_ms()).await.unwrap();
+        send(&planned, id, false, &self.backends, [self.world.now_ms(); 2]).await.unwrap();
         id
     }
 

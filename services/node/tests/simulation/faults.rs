@@ -65,6 +65,8 @@ pub enum Mutant {
     CancelClosedEarly,
     /// Nobody learns who was erased.
     ErasureUnread,
+    /// Nobody takes the passes of an erasure.
+    ErasureNotGoneOnWith,
     /// Nobody learns of quiet hours.
     QuietHoursUnread,
 }

@@ -36,8 +36,10 @@ use herald_node::{
 use crate::{
     IN_DOUBT,
     scenario::{DAY_MS, Planned, Scenario, ScenarioKind, limit, send},
-    world::{Chance, EPOCH_MS, world_at},
+    world::{Chance, EPOCH_MS, SimClock, WallClock, world_with},
 };
+
+const HOUR_MS: i64 = 3_600_000;
 
 /// How a provider behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,6 +140,7 @@ struct Node {
     backends: Backends,
     provider: Arc<Moody>,
     world: World,
+    clock: Arc<SimClock>,
     tenants: Vec<TenantId>,
     users: usize,
     sent: Vec<(TenantId, NotificationId)>,
@@ -146,8 +149,11 @@ struct Node {
 
 impl Node {
     async fn start(tenants: usize, users: usize, limits: Vec<LimitRow>) -> Self {
-        let chance = Chance::of_seed(7);
-        let world = world_at(EPOCH_MS, &chance);
+        Self::start_by(WallClock::default(), tenants, users, limits).await
+    }
+
+    async fn start_by(wall: WallClock, tenants: usize, users: usize, limits: Vec<LimitRow>) -> Self {
+        let (world, clock) = world_with(EPOCH_MS, Arc::new(wall), &Chance::of_seed(7));
         let kv = Arc::new(MemoryKv::new());
         let layout = Layout { shards: 4, requests: 2, receipts: 2 };
         let identity = Identity { region: "sim".into(), epoch: 1, layout };
@@ -175,14 +181,14 @@ impl Node {
             kind: ScenarioKind::Crowds,
         };
         scenario.set_up(&backends, &roles, world.now_ms()).await.unwrap();
-        Self { backends, provider, world, tenants: scenario.tenants, users, sent: Vec::new(), roles }
+        Self { backends, provider, world, clock, tenants: scenario.tenants, users, sent: Vec::new(), roles }
     }
 
     /// Sends to everybody of a tenant, so many times.
     async fn send_to_all(&mut self, tenant: usize, times: usize) {
         for number in 0..times {
             let (planned, id) = self.plan_for_all(tenant, number);
-            send(&planned, id, false, &self.backends, self.world.now_ms()).await.unwrap();
+            send(&planned, id, false, &self.backends, [self.world.now_ms(); 2]).await.unwrap();
         }
     }
 
@@ -221,10 +227,10 @@ impl Node {
         for _ in 0..seconds * 10 {
             due.tick().await;
             sent_ms.push(self.world.now_ms());
-            let (now_ms, [one, other]) = (self.world.now_ms(), [0, 1].map(|tenant| self.plan_for_all(tenant, 0)));
+            let (at_ms, [one, other]) = ([self.world.now_ms(); 2], [0, 1].map(|tenant| self.plan_for_all(tenant, 0)));
             let (one, other) = tokio::join!(
-                send(&one.0, one.1, false, &self.backends, now_ms),
-                send(&other.0, other.1, false, &self.backends, now_ms)
+                send(&one.0, one.1, false, &self.backends, at_ms),
+                send(&other.0, other.1, false, &self.backends, at_ms)
             );
             one.and(other).unwrap();
         }
@@ -352,6 +358,43 @@ fn equal_tenants_have_equal_shares_of_a_limit() {
         assert!((2_500..=3_400).contains(&sent), "a limit of 100/s is used and kept: {sent} in 31 s");
         assert!(shares.len() == 5 && jain(&shares) >= 0.95, "{shares:?}: {}", jain(&shares));
     });
+}
+
+/// It would not be if steady time were set with the wall clock: each time that this goes forward would bring a burst.
+#[test]
+fn a_limit_is_kept_however_often_the_clock_is_set() {
+    for moves_steady_time in [false, true] {
+        run(async || {
+            let wall = WallClock::new(moves_steady_time);
+            let mut node = Node::start_by(wall, 1, 300, vec![limit(None, Some("email"), 10.0, 100)]).await;
+            node.send_to_all(0, 10).await;
+            for ahead_ms in [HOUR_MS, -HOUR_MS, 20 * HOUR_MS, 0].into_iter().cycle().take(40) {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                node.clock.set(ahead_ms);
+            }
+            let attempts = node.attempts();
+            assert!(attempts > 100, "{attempts}");
+            assert_eq!(attempts > 100 + 10 * (40 + 3), moves_steady_time, "{attempts} in 40 s at 10 a second");
+        });
+    }
+}
+
+/// It does not lie in its tier until the clock is again where it was, nor behind what does.
+#[test]
+fn what_waits_goes_on_once_a_clock_that_was_ahead_is_right() {
+    for ahead_ms in [HOUR_MS / 2, 20 * HOUR_MS] {
+        run(async || {
+            let mut node = Node::start(1, 300, vec![limit(None, Some("email"), 10.0, 10)]).await;
+            node.clock.set(ahead_ms);
+            node.send_to_all(0, 4).await;
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            node.clock.set(0);
+            let before = node.attempts();
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            let since = node.attempts() - before;
+            assert!(before > 200 && since > 300, "{before} in half a minute, and {since} in the next one");
+        });
+    }
 }
 
 #[test]

@@ -9,7 +9,6 @@ use std::{
 
 use async_trait::async_trait;
 use herald_core::{
-    clock::Clock,
     ids::{InstanceId, NotificationId},
     ports::channel::{Channel, Gate, Message, Outcome, Sink},
     record::Channel as ChannelKind,
@@ -22,10 +21,6 @@ use crate::world::{Chance, SimClock};
 pub struct Begun {
     /// In true time, as everything that is not said to be the wall clock's.
     pub at_ms: u64,
-    /// What the wall clock showed, the latest that it had shown so far, and when it was set last.
-    pub wall_ms: u64,
-    pub latest_wall_ms: u64,
-    pub wall_set_ms: u64,
     /// Which start of the roles began it.
     pub generation: u64,
     pub instance: InstanceId,
@@ -86,9 +81,6 @@ impl Provider {
         let (clock, generation) = self.life.as_ref().unwrap();
         self.seen.lock().unwrap().begun.push(Begun {
             at_ms: clock.true_ms(),
-            wall_ms: clock.now_ms(),
-            latest_wall_ms: clock.latest_ms(),
-            wall_set_ms: clock.set_ms(),
             generation: *generation,
             instance: message.instance,
             notification: message.notification,

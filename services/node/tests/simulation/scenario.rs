@@ -77,6 +77,8 @@ pub enum Step {
         tenant: TenantId,
         mail: bool,
         state: SwitchState,
+        /// After this time it says nothing.
+        expires_in_ms: Option<u64>,
     },
     /// One of the last so many notifications is cancelled.
     Cancel {
@@ -87,9 +89,11 @@ pub enum Step {
         tenant: TenantId,
         user: String,
     },
-    /// The wall clock is set.
+    /// Somebody who was erased, if anybody was, is registered again.
+    Return,
+    /// The wall clock is set, so that it is ahead by so much, or behind, or right.
     SetClock {
-        by_ms: i64,
+        ahead_ms: i64,
     },
 }
 
@@ -98,10 +102,13 @@ pub enum Step {
 pub struct Sent {
     pub id: NotificationId,
     pub planned: Planned,
-    /// When it was accepted, by the wall clock.
+    /// When it was accepted, in true time and by the wall clock.
+    pub accepted_ms: u64,
     pub accepted_wall_ms: u64,
-    /// Before this time of the wall clock nothing of it may be sent.
+    /// Before this time of the wall clock nothing of it may be sent; 0 for at once.
     pub send_at_ms: u64,
+    /// When its time to live is over, by the wall clock.
+    pub expires_ms: u64,
     /// Whether a 202 would have been given.
     pub promised: bool,
 }
@@ -146,11 +153,12 @@ impl Night {
     fn of(users: &[String], opted_out: &BTreeSet<String>, chance: &Chance) -> Self {
         let (set_ms, ahead_hours) =
             if chance.one_in(2) { (Self::SPRING_MS, [1, 2]) } else { (Self::AUTUMN_MS, [2, 1]) };
-        // Half a minute before it becomes quiet.
         let quiet_ms = set_ms - set_ms % DAY_MS + u64::from(Self::QUIET[0]) * 60_000 - ahead_hours[0] * 3_600_000;
-        let some = users.iter().filter(|user| chance.one_in(3) && !opted_out.contains(*user));
+        // Half a minute before it becomes quiet, or while it is.
+        let begins_ms = if chance.one_in(4) { quiet_ms - 30_000 } else { quiet_ms + 30_000 + chance.below(1_500_000) };
+        let some = users.iter().filter(|user| chance.one_in(2) && !opted_out.contains(*user));
         let quiet = some.map(|user| (user.clone(), chance.one_in(2))).collect();
-        Self { begins_ms: quiet_ms - 30_000, set_ms, ahead_hours, quiet }
+        Self { begins_ms, set_ms, ahead_hours, quiet }
     }
 
     /// Whether it is quiet in Berlin at a time of the wall clock.
@@ -179,6 +187,9 @@ pub enum ScenarioKind {
     /// Audiences of several pages.
     Crowds,
 }
+
+/// How often the wall clock is set in a run at most.
+const MAX_CLOCK_SETS: usize = 6;
 
 /// The time to live where none is asked for.
 pub const DAY_MS: u64 = 86_400_000;
@@ -212,15 +223,14 @@ impl Scenario {
         };
         let is_night = kind == ScenarioKind::Mixed && seed % 10 == 2;
         let night = is_night.then(|| Night::of(&users, &opted_out, chance));
-        let sets_clock = is_night || (kind == ScenarioKind::Mixed && seed % 3 == 1);
+        let sets_clock = is_night || (kind != ScenarioKind::Orderly && (seed % 3 == 1 || seed % 6 == 3));
         let mut scenario =
             Self { tenants, users, opted_out, followers, steps: Vec::new(), limits, night, sets_clock, kind };
         scenario.steps = (0..steps as usize).map(|number| scenario.step(number, chance)).collect();
         let mut sets = 0;
         scenario.steps.retain(|step| {
             sets += usize::from(matches!(step, Step::SetClock { .. }));
-            // So few that no time to live of a day runs out.
-            sets <= 4 || !matches!(step, Step::SetClock { .. })
+            sets <= MAX_CLOCK_SETS || !matches!(step, Step::SetClock { .. })
         });
         scenario
     }
@@ -247,10 +257,15 @@ impl Scenario {
                     3 => SwitchState::Slow,
                     _ => SwitchState::On,
                 },
+                // Within the run, or once the clock is set an hour or a day ahead.
+                expires_in_ms: chance
+                    .one_in(2)
+                    .then(|| 1 + chance.below([2_000, 3_600_000, DAY_MS][chance.below(3) as usize])),
             },
             8..=9 if self.kind != ScenarioKind::Orderly => Step::Cancel { back: 1 + chance.below(4) as usize },
             10 if self.kind != ScenarioKind::Orderly => Step::Erase { tenant, user },
-            11..=13 if self.sets_clock => Step::SetClock { by_ms: clock_step_ms(chance) },
+            14 if self.kind != ScenarioKind::Orderly => Step::Return,
+            11..=13 if self.sets_clock => Step::SetClock { ahead_ms: self.clock_error_ms(chance) },
             _ => Step::Notify(self.plan(tenant, number, chance)),
         }
     }
@@ -292,9 +307,23 @@ impl Scenario {
             },
             ttl_ms: match self.kind {
                 ScenarioKind::Mixed if chance.one_in(8) => chance.below(3_000),
+                // Some are over when the clock is set a day ahead.
+                _ if self.sets_clock && !chance.one_in(4) => 3 * DAY_MS,
                 _ => DAY_MS,
             },
             recipients,
+        }
+    }
+
+    /// By how much the clock is wrong once somebody has set it: not at all, ahead by minutes, hours or a day, or behind by
+    /// seconds, minutes or an hour. Nights are too short for a day.
+    fn clock_error_ms(&self, chance: &Chance) -> i64 {
+        let most_ms = |of: [u64; 3]| 1 + chance.below(of[chance.below(3) as usize]) as i64;
+        let longest_ms = if self.night.is_some() { 2 * 3_600_000 } else { DAY_MS + 3_600_000 };
+        match chance.below(5) {
+            0 => 0,
+            1 | 2 => most_ms([600_000, 2 * 3_600_000, longest_ms]),
+            _ => -most_ms([10_000, 600_000, 3_600_000]),
         }
     }
 
@@ -302,7 +331,10 @@ impl Scenario {
     pub fn send_to_a_killer(&mut self) {
         // Who is brought back would kill again, and nothing must keep it from being tried.
         let gets_in_the_way = |step: &Step| {
-            matches!(step, Step::Redrive | Step::Switch { .. } | Step::Cancel { .. } | Step::Erase { .. })
+            matches!(
+                step,
+                Step::Redrive | Step::Switch { .. } | Step::Cancel { .. } | Step::Erase { .. } | Step::Return
+            )
         };
         self.steps.retain(|step| !gets_in_the_way(step));
         let fourth = self.steps.iter_mut().filter_map(|step| match step {
@@ -364,10 +396,7 @@ impl Scenario {
     fn people(&self) -> Vec<PersonChange> {
         let mut changes = Vec::new();
         for user_id in &self.users {
-            let address = format!("{user_id}@example.org");
-            let endpoints = vec![Endpoint { channel: "email".into(), address, ..Default::default() }];
-            let user = User { user_id: user_id.clone(), endpoints, ..Default::default() };
-            changes.push(PersonChange::Profile { user, expect: None });
+            changes.push(profile(user_id));
             if self.opted_out.contains(user_id) {
                 changes.push(no_mail(user_id));
             }
@@ -375,13 +404,6 @@ impl Scenario {
         }
         changes
     }
-}
-
-/// Seconds, minutes or hours, forward or back.
-fn clock_step_ms(chance: &Chance) -> i64 {
-    let most_ms = [10_000, 600_000, 2 * 3_600_000][chance.below(3) as usize];
-    let by_ms = 1 + chance.below(most_ms) as i64;
-    if chance.one_in(2) { by_ms } else { -by_ms }
 }
 
 /// A limit of a tenant, a channel, or both.
@@ -409,6 +431,13 @@ pub fn user_list(users: &BTreeSet<String>) -> record::UserList {
     record::UserList { count: users.len() as u32, packed: packed::pack(users) }
 }
 
+fn profile(user_id: &str) -> PersonChange {
+    let address = format!("{user_id}@example.org");
+    let endpoints = vec![Endpoint { channel: "email".into(), address, ..Default::default() }];
+    let user = User { user_id: user_id.to_owned(), endpoints, ..Default::default() };
+    PersonChange::Profile { user, expect: None }
+}
+
 fn no_mail(user_id: &str) -> PersonChange {
     let no_mail = ChannelPreference { enabled: Some(false), ..Default::default() };
     let preferences = Preferences { channels: [("email".into(), no_mail)].into(), ..Default::default() };
@@ -417,7 +446,22 @@ fn no_mail(user_id: &str) -> PersonChange {
 
 /// Stores an opt-out and tells the workers, as a gateway does before it answers.
 pub async fn opt_out(tenant: &TenantId, user: &str, backends: &Backends, now_ms: u64) -> Result<(), LogError> {
-    let stored = backends.directory.change(tenant, vec![no_mail(user)], now_ms).await;
+    change(tenant, user, no_mail(user), backends, now_ms).await
+}
+
+/// Registers somebody, who may have been here before.
+pub async fn register(tenant: &TenantId, user: &str, backends: &Backends, now_ms: u64) -> Result<(), LogError> {
+    change(tenant, user, profile(user), backends, now_ms).await
+}
+
+async fn change(
+    tenant: &TenantId,
+    user: &str,
+    change: PersonChange,
+    backends: &Backends,
+    now_ms: u64,
+) -> Result<(), LogError> {
+    let stored = backends.directory.change(tenant, vec![change], now_ms).await;
     stored.map_err(|error| LogError::Unavailable(error.to_string()))?;
     tell_change(tenant, user, false, backends, now_ms).await
 }
@@ -538,8 +582,22 @@ fn record_at(
     NewRecord { at, key: Bytes::new(), timestamp_ms: now_ms, envelope, body: body.into() }
 }
 
-/// The record of a notification.
-pub fn request_record(planned: &Planned, id: NotificationId, backends: &Backends, now_ms: u64) -> NewRecord {
+impl Planned {
+    /// When it is to be sent by its caller, whose clock is right, and when its time is over by the gateway's.
+    pub fn times(&self, true_ms: u64, now_ms: u64) -> (u64, u64) {
+        let send_at_ms = if self.send_in_ms > 0 { true_ms + self.send_in_ms } else { 0 };
+        (send_at_ms, now_ms.max(send_at_ms) + self.ttl_ms)
+    }
+}
+
+/// The record of a notification that is accepted now, by the true and by the wall clock.
+fn request_record(
+    planned: &Planned,
+    id: NotificationId,
+    backends: &Backends,
+    [true_ms, now_ms]: [u64; 2],
+) -> NewRecord {
+    let (send_at_ms, expires_ms) = planned.times(true_ms, now_ms);
     let identity = backends.log.identity();
     let tenant = planned.tenant.as_str();
     let notification = Notification {
@@ -551,8 +609,8 @@ pub fn request_record(planned: &Planned, id: NotificationId, backends: &Backends
         dedupe_key: planned.dedupe_key.clone(),
         transactional: planned.transactional,
         accepted_ms: now_ms,
-        send_at_ms: if planned.send_in_ms > 0 { now_ms + planned.send_in_ms } else { 0 },
-        expires_ms: now_ms + planned.send_in_ms + planned.ttl_ms,
+        send_at_ms,
+        expires_ms,
         data: serde_json::json!({"text": format!("n{}", planned.number)}).to_string().into(),
         ..Default::default()
     };
@@ -571,14 +629,16 @@ pub fn request_record(planned: &Planned, id: NotificationId, backends: &Backends
     record_at(at, &planned.tenant, Schema::Request, vec![summary], request.encode_to_vec(), backends, now_ms)
 }
 
-/// Hands a notification over as a gateway does; sometimes as two gateways do that both serve the same call.
+/// Hands a notification over as a gateway does, at a time by the true and by the wall clock; sometimes as two gateways do that
+/// both serve the same call.
 pub async fn send(
     planned: &Planned,
     id: NotificationId,
     twice: bool,
     backends: &Backends,
-    now_ms: u64,
+    at_ms: [u64; 2],
 ) -> Result<(), LogError> {
+    let [_, now_ms] = at_ms;
     if !planned.idempotency_key.is_empty() {
         let admission = Admission {
             id,
@@ -591,7 +651,7 @@ pub async fn send(
         let begun = backends.admissions.begin(&planned.tenant, &planned.idempotency_key, admission).await;
         begun.map_err(|error| LogError::Unavailable(error.to_string()))?;
     }
-    let record = request_record(planned, id, backends, now_ms);
+    let record = request_record(planned, id, backends, at_ms);
     if twice && !planned.idempotency_key.is_empty() {
         backends.log.append(vec![record.clone()]).await?;
     }

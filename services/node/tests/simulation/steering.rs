@@ -14,9 +14,10 @@ use herald_core::{
 use herald_node::backends::Backends;
 
 use crate::{
-    check::Ends,
+    check::{DECIDED_MS, Ends},
     provider::Begun,
     scenario::{DAY_MS, Sent},
+    world::WallClock,
 };
 
 /// After this time nothing may be sent that was switched off, held or cancelled.
@@ -29,6 +30,8 @@ pub struct Switched {
     /// Whether of its mail alone.
     pub mail: bool,
     pub state: SwitchState,
+    /// From then on it says nothing, by the wall clock.
+    pub expires_wall_ms: Option<u64>,
     /// When the call began.
     pub from_ms: u64,
     /// When it was answered; `None` if it was not, when nobody knows whether the switch is set.
@@ -66,16 +69,16 @@ impl Steered {
         &mut self,
         tenant: &TenantId,
         mail: bool,
-        state: SwitchState,
+        (state, expires_ms): (SwitchState, Option<u64>),
         backends: &Backends,
         now_ms: impl Fn() -> u64,
     ) -> Result<(), LogError> {
-        let switched = Switched { tenant: tenant.clone(), mail, state, from_ms: now_ms(), answered_ms: None };
+        let (tenant, from_ms) = (tenant.clone(), now_ms());
+        let switched = Switched { tenant, mail, state, expires_wall_ms: expires_ms, from_ms, answered_ms: None };
         let scope = switched.scope();
         self.switched.push(switched);
         let key = scope.switch_id();
-        let row =
-            SwitchRow { scope, state, reason: String::new(), expires_ms: None, set_ms: now_ms(), set_by: "op".into() };
+        let row = SwitchRow { scope, state, reason: String::new(), expires_ms, set_ms: now_ms(), set_by: "op".into() };
         write(kind::SWITCH, key, &row, backends, now_ms()).await?;
         if let Some(last) = self.switched.last_mut() {
             last.answered_ms = Some(now_ms());
@@ -89,7 +92,7 @@ impl Steered {
         scopes.sort();
         scopes.dedup();
         for (tenant, mail) in scopes {
-            self.switch(&tenant, mail, SwitchState::On, backends, &now_ms).await?;
+            self.switch(&tenant, mail, (SwitchState::On, None), backends, &now_ms).await?;
         }
         Ok(())
     }
@@ -126,23 +129,30 @@ impl Steered {
     }
 
     /// Spans in which nothing of a tenant's mail may be begun: from a second after a switch was answered until the next
-    /// one of its scope was asked for.
-    fn forbidden(&self) -> Vec<(&TenantId, u64, u64)> {
+    /// one of its scope was asked for, unless it has expired.
+    fn forbidden(&self) -> Vec<(&Switched, u64, u64)> {
         let mut spans = Vec::new();
         for (i, switched) in self.switched.iter().enumerate().filter(|(_, switched)| !switched.state.sends()) {
             let same = |next: &&Switched| (&next.tenant, next.mail) == (&switched.tenant, switched.mail);
             let until_ms = self.switched[i + 1..].iter().find(same).map_or(u64::MAX, |next| next.from_ms);
             let from_ms = switched.answered_ms.map(|at_ms| at_ms + GRACE_MS);
-            spans.extend(from_ms.map(|from_ms| (&switched.tenant, from_ms, until_ms)));
+            spans.extend(from_ms.map(|from_ms| (switched, from_ms, until_ms)));
         }
         spans
     }
 
-    pub fn check_starts(&self, begun: &[Begun], found: &mut Vec<String>) {
+    pub fn check_starts(&self, begun: &[Begun], wall: &WallClock, found: &mut Vec<String>) {
         let forbidden = self.forbidden();
         for begun in begun {
-            let within = |(tenant, from_ms, until_ms): &(&TenantId, u64, u64)| {
-                tenant.as_str() == begun.tenant && (*from_ms + 1..*until_ms).contains(&begun.at_ms)
+            // Nor had it when the send was decided on, if the clock was set back since.
+            let may_have_expired = |switched: &Switched| {
+                let shown_ms = || wall.latest(begun.at_ms - DECIDED_MS, begun.at_ms);
+                switched.expires_wall_ms.is_some_and(|expires_ms| shown_ms() >= expires_ms)
+            };
+            let within = |(switched, from_ms, until_ms): &(&Switched, u64, u64)| {
+                switched.tenant.as_str() == begun.tenant
+                    && (*from_ms + 1..*until_ms).contains(&begun.at_ms)
+                    && !may_have_expired(switched)
             };
             if forbidden.iter().any(within) {
                 found.push(format!("{begun:?} was begun although it was switched off or held"));

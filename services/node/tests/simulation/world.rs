@@ -1,8 +1,8 @@
 //! Time and chance of a simulation: both follow from the seed.
 
 use std::sync::{
-    Arc,
-    atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+    Arc, Mutex,
+    atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use herald_core::clock::{Clock, Entropy, World};
@@ -11,22 +11,58 @@ use tokio::time::Instant;
 /// When every simulation begins: 2026-01-01T00:00:00Z.
 pub const EPOCH_MS: u64 = 1_767_225_600_000;
 
-/// By how much the wall clock is wrong, through all lives of the node.
+/// What the wall clock shows, through all lives of the node.
 #[derive(Debug, Default)]
 pub struct WallClock {
-    ahead_ms: AtomicI64,
-    /// The most that it ever was ahead.
-    most_ms: AtomicI64,
-    /// When it was set last, in true time.
-    pub set_ms: AtomicU64,
-    /// How often it was set.
-    pub sets: AtomicU64,
-    /// The latest time that it showed before it was set back.
-    latest_ms: AtomicU64,
+    /// Each time that it was set: when, in true time, and by how much it has been wrong since.
+    sets: Mutex<Vec<(u64, i64)>>,
+    moves_steady_time: bool,
 }
 
-/// A clock that follows tokio's paused time within a run of the node, as far as nobody sets it. What nobody can set is the
-/// true time, by which is checked what happened when.
+impl WallClock {
+    /// One that is right until it is set, with the defect that steady time is set with it, or without.
+    pub fn new(moves_steady_time: bool) -> Self {
+        Self { moves_steady_time, ..Self::default() }
+    }
+
+    fn ahead_ms(&self, true_ms: u64) -> i64 {
+        let sets = self.sets.lock().unwrap();
+        sets.iter().rev().find(|(at_ms, _)| *at_ms <= true_ms).map_or(0, |(_, ahead_ms)| *ahead_ms)
+    }
+
+    /// What it shows at a true time.
+    pub fn shows(&self, true_ms: u64) -> u64 {
+        true_ms.saturating_add_signed(self.ahead_ms(true_ms))
+    }
+
+    /// What it shows in a span of true time: at its beginning and end, and before and after each time that it is set.
+    pub fn shown(&self, from_ms: u64, until_ms: u64) -> Vec<u64> {
+        let sets = self.sets.lock().unwrap().clone();
+        let within = sets.iter().map(|(at_ms, _)| *at_ms).filter(|at_ms| (from_ms + 1..=until_ms).contains(at_ms));
+        let at_ms = within.flat_map(|at_ms| [at_ms - 1, at_ms]).chain([from_ms, until_ms]);
+        at_ms.map(|at_ms| self.shows(at_ms)).collect()
+    }
+
+    /// The latest time that it shows within a span of true time.
+    pub fn latest(&self, from_ms: u64, until_ms: u64) -> u64 {
+        self.shown(from_ms, until_ms).into_iter().max().unwrap()
+    }
+
+    /// How far apart the times are by which it was ever wrong.
+    pub fn spread_ms(&self) -> u64 {
+        let sets = self.sets.lock().unwrap();
+        let ahead = || sets.iter().map(|(_, ahead_ms)| *ahead_ms).chain([0]);
+        ahead().max().unwrap().abs_diff(ahead().min().unwrap())
+    }
+
+    /// How often it was set.
+    pub fn sets(&self) -> usize {
+        self.sets.lock().unwrap().len()
+    }
+}
+
+/// A clock that follows tokio's paused time within a run of the node. Somebody may set the wall clock; steady time goes on, and
+/// so does the true time, by which is checked what happened when.
 pub struct SimClock {
     began: Instant,
     base_ms: u64,
@@ -39,37 +75,19 @@ impl SimClock {
         self.base_ms + self.began.elapsed().as_millis() as u64
     }
 
-    /// The latest time that the wall clock has shown so far.
-    pub fn latest_ms(&self) -> u64 {
-        self.now_ms().max(self.wall.latest_ms.load(Relaxed))
-    }
-
-    /// When the wall clock was set last, in true time; 0 for never.
-    pub fn set_ms(&self) -> u64 {
-        self.wall.set_ms.load(Relaxed)
-    }
-
-    /// Sets the wall clock forward, or back.
-    pub fn set_by(&self, by_ms: i64) {
-        self.wall.latest_ms.store(self.latest_ms(), Relaxed);
-        let ahead_ms = self.wall.ahead_ms.fetch_add(by_ms, Relaxed) + by_ms;
-        self.wall.most_ms.fetch_max(ahead_ms, Relaxed);
-        self.wall.set_ms.store(self.true_ms(), Relaxed);
-        self.wall.sets.fetch_add(1, Relaxed);
-    }
-
-    /// Sets the wall clock to where it would be had it never been set back.
-    pub fn catch_up(&self) {
-        let behind_ms = self.wall.most_ms.load(Relaxed) - self.wall.ahead_ms.load(Relaxed);
-        if behind_ms > 0 {
-            self.set_by(behind_ms);
-        }
+    /// Sets the wall clock so that it is wrong by so much, or right.
+    pub fn set(&self, ahead_ms: i64) {
+        self.wall.sets.lock().unwrap().push((self.true_ms(), ahead_ms));
     }
 }
 
 impl Clock for SimClock {
     fn now_ms(&self) -> u64 {
-        self.true_ms().saturating_add_signed(self.wall.ahead_ms.load(Relaxed))
+        self.wall.shows(self.true_ms())
+    }
+
+    fn steady_ms(&self) -> u64 {
+        if self.wall.moves_steady_time { self.now_ms() } else { self.true_ms() }
     }
 }
 

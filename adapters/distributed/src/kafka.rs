@@ -44,12 +44,11 @@ use rdkafka::{
     topic_partition_list::Offset,
 };
 
+use self::{appending::Appender, context::Plain, names::Names, reading::Readers, subscription::KafkaSubscription};
 pub use self::{
-    appending::Appender,
     config::{BadKafkaConfig, KafkaConfig, SecurityProtocol},
     topics::OpenError,
 };
-use self::{context::Plain, names::Names, reading::Readers, subscription::KafkaSubscription};
 
 /// How often somebody who waits for a record looks for it.
 const LOOK: Duration = Duration::from_millis(50);

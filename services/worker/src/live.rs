@@ -1,6 +1,6 @@
 //! In-app: records of `inbox` become rows, receipts, and frames for live connections.
 
-use std::{collections::VecDeque, time::Duration};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use herald_core::{
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use crate::{
     Deps,
     burying::bury_record,
-    outages::STORE_RETRY_MS,
+    outages::STORE_RETRY,
     receipts::{End, Endings},
 };
 
@@ -31,9 +31,6 @@ const MAX_RECORDS_PER_WRITE: usize = 64;
 /// What waits for the store is bounded by its bytes and its records; a poll may pass the bound.
 const MAX_PENDING_BYTES: usize = 8 << 20;
 const MAX_PENDING_RECORDS: usize = 1_024;
-
-/// How long a store that failed is left alone.
-const STORE_RETRY: Duration = Duration::from_millis(100);
 
 /// One shard's `inbox`.
 pub(crate) struct Feed {

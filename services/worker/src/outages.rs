@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use herald_core::{clock::World, leases::Leases, outage::Outage, ports::log::LogError};
 
 /// How long the store of the in-app feeds is left alone after it failed.
-pub(crate) const STORE_RETRY_MS: u64 = 100;
+pub(crate) const STORE_RETRY: Duration = Duration::from_millis(100);
 
 /// How long a loop waits before it asks the log again.
 const WAIT: Duration = Duration::from_millis(250);
@@ -27,7 +27,8 @@ impl Default for Outages {
         Self {
             claims: Outage::new("claims cannot be taken; what has a dedupe key waits, all else is sent", cache),
             people: Outage::new("profiles cannot be read; messages to people who are not in memory wait", stores),
-            inbox: Outage::new("in-app items cannot be stored; they wait", stores).put_off_for(STORE_RETRY_MS),
+            inbox: Outage::new("in-app items cannot be stored; they wait", stores)
+                .put_off_for(STORE_RETRY.as_millis() as u64),
             sessions: Outage::new("live connections are not known; they read their inbox now and then", cache),
             budgets: Leases::outage(),
             log: of_log("the log cannot be read; nothing is decided meanwhile"),

@@ -417,7 +417,7 @@ impl Worker {
                 break;
             }
         }
-        self.deps.outages.log.answered(now_ms);
+        self.deps.outages.log.answered(self.deps.world.now_ms());
         self.pause_full(false);
         self.ask_changes = false;
         self.changes_asked = Some(asked);

@@ -143,20 +143,26 @@ impl Publisher {
         let vanished = || internal(kind, "a stored policy vanished");
         let mut newest = self.registry.get(kind, key).await?.ok_or_else(vanished)?;
         for _ in 0..MAX_ATTEMPTS {
-            let offsets = self.log.append(self.records(&newest)).await?;
+            let offsets = self.log.append(vec![self.record(&newest)]).await?;
             let after = self.registry.get(kind, key).await?.ok_or_else(vanished)?;
             if after.version == newest.version {
                 self.registry.published(kind, key, newest.version).await?;
-                return offsets.last().copied().ok_or_else(|| internal(kind, "the log gave no offset"));
+                return offsets.first().copied().ok_or_else(|| internal(kind, "the log gave no offset"));
             }
             newest = after;
         }
         Err(contended())
     }
 
-    fn records(&self, policy: &Versioned) -> Vec<NewRecord> {
-        let Versioned { kind, key, value, version, .. } = policy;
-        records(self.log.identity(), kind, key, value.clone(), *version, self.world.now_ms()).collect()
+    fn record(&self, policy: &Versioned) -> NewRecord {
+        let body = Control {
+            kind: policy.kind.clone(),
+            key: policy.key.clone(),
+            version: policy.version,
+            value: policy.value.clone().unwrap_or_default(),
+            deleted: policy.value.is_none(),
+        };
+        control_record(self.log.identity(), &body, self.world.now_ms())
     }
 
     /// Writes policies to `control` and nowhere else (`None` deletes one), all or none, so that it works with every
@@ -168,9 +174,14 @@ impl Publisher {
         debug_assert!(kind::is_log_first(kind), "{kind} belongs into the registry");
         let now_ms = self.world.now_ms();
         let identity = self.log.identity();
-        let records =
-            policies.into_iter().flat_map(|(key, value)| records(identity, kind, &key, value, now_ms, now_ms));
-        let offsets = self.log.append(records.collect()).await?;
+        let records = |(key, value): (String, Option<Bytes>)| {
+            let gone = value.is_none().then(|| gone_record(identity, kind, &key, now_ms));
+            let deleted = value.is_none();
+            let value = value.unwrap_or_default();
+            let policy = Control { kind: kind.to_owned(), key, version: now_ms, value, deleted };
+            std::iter::once(control_record(identity, &policy, now_ms)).chain(gone)
+        };
+        let offsets = self.log.append(policies.into_iter().flat_map(records).collect()).await?;
         Ok(offsets.last().map_or(0, |offset| offset + 1))
     }
 
@@ -189,22 +200,6 @@ impl Publisher {
             Err(_) => Err(Problem::unavailable("The change is stored and not yet applied here.")),
         }
     }
-}
-
-/// What `control` is told of a policy (`None` is deleted): with what says that it is deleted comes what lets the topic forget
-/// it.
-fn records(
-    identity: &Identity,
-    kind: &str,
-    key: &str,
-    value: Option<Bytes>,
-    version: u64,
-    now_ms: u64,
-) -> impl Iterator<Item = NewRecord> + use<> {
-    let gone = value.is_none().then(|| gone_record(identity, kind, key, now_ms));
-    let (deleted, value) = (value.is_none(), value.unwrap_or_default());
-    let policy = Control { kind: kind.to_owned(), key: key.to_owned(), version, value, deleted };
-    std::iter::once(control_record(identity, &policy, now_ms)).chain(gone)
 }
 
 /// Sweeps at once and then every `interval`, until shutdown.

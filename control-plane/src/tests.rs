@@ -106,28 +106,6 @@ async fn a_process_that_appends_late_does_not_leave_its_older_version_last() {
     }
 }
 
-/// A topic that is compacted keeps the last record of a key, and none of one whose last has no body.
-#[tokio::test(start_paused = true)]
-async fn control_is_told_to_forget_what_was_deleted_and_it_may_come_back() {
-    let world = world();
-    let publisher = &world.process.publisher;
-    tenants::put(publisher, "acme", "Acme", None).await.unwrap();
-    let key = create_key(&world, Some("acme"), &["notify"]).await.unwrap();
-    keys::delete(publisher, &key.key_id).await.unwrap();
-    publisher.put(kind::TENANT, "acme", None, 1).await.unwrap();
-    for (kind, deleted) in [(kind::KEY, &*key.key_id), (kind::TENANT, "acme")] {
-        let told: Vec<(u64, bool)> = (world.log.published().into_iter())
-            .filter(|policy| policy.kind == kind && policy.key == deleted)
-            .map(|policy| (policy.version, policy.deleted))
-            .collect();
-        assert_eq!(told, [(1, false), (2, true), (0, true)], "the last has no body, and so no version: {kind}");
-    }
-    let policy = publisher.policy();
-    assert!(policy.key(&key.key_id).is_none() && policy.tenant(&TenantId::trusted("acme")).is_none());
-    tenants::put(publisher, "acme", "Acme again", None).await.unwrap();
-    assert_eq!(publisher.policy().tenant(&TenantId::trusted("acme")).unwrap().name, "Acme again");
-}
-
 #[tokio::test(start_paused = true)]
 async fn the_sweeper_publishes_what_a_crash_left_behind() {
     let world = world();

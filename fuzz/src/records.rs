@@ -36,6 +36,8 @@ fn record_of(input: &[u8]) -> Option<(NewRecord, bool)> {
     let (envelope, body) = rest.split_at_checked(usize::from(u16::from_le_bytes([*low, *high])))?;
     let mut envelope = Envelope::decode(envelope).ok()?;
     envelope.schema = i32::from(*schema);
+    // What a later release wrote stops every reader, which is another matter.
+    envelope.feature_level = envelope.feature_level.min(FEATURE_LEVEL);
     let key = match topic {
         Topic::Control => record::Control::decode(body).map(|c| format!("{}/{}", c.kind, c.key)).unwrap_or_default(),
         _ => String::new(),

@@ -45,7 +45,9 @@ impl Lifting {
         if self.now_or_again(WaitCause::Provider, !Arc::ptr_eq(policy.providers(), &before.providers), now_ms) {
             lifted.push(WaitCause::Provider);
         }
-        if !Arc::ptr_eq(policy.limits(), &before.limits) && policy.limits().loosened_since(&before.limits) {
+        let is_loosened =
+            !Arc::ptr_eq(policy.limits(), &before.limits) && policy.limits().loosened_since(&before.limits);
+        if self.now_or_again(WaitCause::Limit, is_loosened, now_ms) {
             lifted.push(WaitCause::Limit);
         }
         lifted
@@ -127,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_is_lifted_when_it_is_gone_or_raised_and_once() {
+    fn a_limit_is_lifted_when_it_is_gone_or_raised_and_again_a_second_later() {
         let (mut lifting, mut policy) = (Lifting::default(), Policy::default());
         lifting.lifted(&policy, 0);
         for (version, per_second, expected) in
@@ -135,7 +137,12 @@ mod tests {
         {
             limit(&mut policy, version, per_second);
             assert_eq!(lifting.lifted(&policy, version * 10_000), expected, "{per_second:?}");
-            assert_eq!(lifting.lifted(&policy, version * 10_000 + 1_000), []);
+            assert_eq!(
+                lifting.lifted(&policy, version * 10_000 + 1_000),
+                expected,
+                "a worker may have held with the older one"
+            );
+            assert_eq!(lifting.lifted(&policy, version * 10_000 + 2_000), []);
         }
     }
 

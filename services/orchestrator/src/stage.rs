@@ -204,6 +204,7 @@ impl Stage {
         if pending < self.config.window_records {
             return Ok(());
         }
+        self.stamp();
         let mut leaving = Vec::new();
         while pending - leaving.len() > self.config.window_records * 3 / 4 {
             let heaviest =
@@ -224,10 +225,18 @@ impl Stage {
         self.commit().await.map(|_| ())
     }
 
+    /// Has what is gathered from now on stamped with the time as it is: the last commit may be long ago.
+    fn stamp(&mut self) {
+        if self.gathered.outputs.is_empty() {
+            self.gathered.outputs = outputs(&self.deps);
+        }
+    }
+
     /// Expands units in turn until a commit is full or nothing is left, and begins to commit them, with the
     /// acknowledgement of the cancels that they were decided with. While another commit is under way they wait for it, and
     /// for what follows them, unless the commit is full.
     async fn step(&mut self) -> anyhow::Result<()> {
+        self.stamp();
         while self.gathered.instances < self.config.commit_instances {
             let (units, careful) = self.take_units();
             if let [unit] = units.as_slice()
@@ -419,10 +428,13 @@ impl Stage {
 
 impl Gathered {
     fn none(deps: &Deps) -> Self {
-        let identity = deps.log.identity();
-        let outputs = Outputs::new(identity.layout, &identity.region, deps.world.now_ms());
-        Self { outputs, instances: 0, spans: Vec::new() }
+        Self { outputs: outputs(deps), instances: 0, spans: Vec::new() }
     }
+}
+
+fn outputs(deps: &Deps) -> Outputs {
+    let identity = deps.log.identity();
+    Outputs::new(identity.layout, &identity.region, deps.world.now_ms())
 }
 
 /// The envelope of a record that moves: a request says where it was first.

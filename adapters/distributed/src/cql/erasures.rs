@@ -29,7 +29,7 @@ use super::{
 const STEP_ROWS: usize = 1_024;
 const STEP_HOURS: u32 = 12;
 /// Clocks of those who write receipts differ by less, in hours.
-const GRACE_HOURS: u32 = 1;
+const GRACE_HOURS: u32 = 25;
 /// The list of hours in which passes are due, and how long it is looked for entries that came late, in hours.
 const LIST: &str = "erasures";
 const LATE_HOURS: i32 = 24;

@@ -29,7 +29,7 @@ use crate::kv::{Batch, Direction, Kv, ready};
 /// Rows that one step reads.
 const STEP_ROWS: usize = 1_024;
 /// Clocks of those who write receipts differ by less, in hours.
-const GRACE_HOURS: u32 = 1;
+const GRACE_HOURS: u32 = 25;
 
 /// The stages of a pass, as they are stored.
 const FOLLOWERS: u32 = 0;

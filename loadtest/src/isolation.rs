@@ -31,6 +31,9 @@ const USERS: usize = 100;
 /// So that a run ends soon after the mail server is well again.
 const RETRY_CAP: &str = "worker.retry_cap_ms=5000";
 
+/// So that nobody is given up who is refused three times in ten.
+const ATTEMPTS: &str = "worker.max_attempts=20";
+
 /// What is sent, and how fast.
 #[derive(Args, Clone)]
 pub struct Load {
@@ -89,7 +92,7 @@ impl Run {
         let began = Instant::now();
         let sink = Sink::start(began).await?;
         let email = format!("email.url=smtp://{}?tls=off", sink.address);
-        let herald = Herald::start(&common.binary, &[&email, RETRY_CAP]).await?;
+        let herald = Herald::start(&common.binary, &[&email, RETRY_CAP, ATTEMPTS]).await?;
         let plan = Plan { tenants: 2, users: USERS, fanout: load.fanout, channel: "in_app", seed: common.seed };
         let world = Arc::new(World::create(&herald, plan).await?);
         let sockets = Sockets::open(herald.address, &world, began).await?;

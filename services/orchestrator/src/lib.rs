@@ -37,13 +37,15 @@ pub struct Config {
     pub window_records: usize,
     /// A commit is made when this many instances are gathered.
     pub commit_instances: u64,
+    /// Time from the end of a commit to the next one, which has all that was expanded meanwhile.
+    pub commit_interval_ms: u64,
     /// Whether tenants are served in turn. `false` serves in the order of arrival, to measure what fairness is worth.
     pub fair: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { poll_records: 1_000, window_records: 4_000, commit_instances: 4_096, fair: true }
+        Self { poll_records: 1_000, window_records: 4_000, commit_instances: 4_096, commit_interval_ms: 0, fair: true }
     }
 }
 

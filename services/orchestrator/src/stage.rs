@@ -20,6 +20,7 @@ use herald_core::{
     window::Track,
 };
 use prost::Message;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -61,6 +62,8 @@ pub(crate) struct Stage {
     under_way: UnderWay<Vec<Span>>,
     /// Covers what was committed.
     committed_mark: Mark,
+    /// When there may be another commit.
+    commit_at: Instant,
 }
 
 /// What records have become since the last commit began.
@@ -68,6 +71,8 @@ struct Gathered {
     outputs: Outputs,
     instances: u64,
     spans: Vec<Span>,
+    /// Whether it waits for its time.
+    is_waiting: bool,
 }
 
 impl Stage {
@@ -77,6 +82,7 @@ impl Stage {
             gathered: Gathered::none(&deps),
             under_way: UnderWay::none(),
             committed_mark: Mark::default(),
+            commit_at: Instant::now(),
             pacing: Pacing::new(deps.budgets.clone(), member.count, deps.outages.budgets.clone()),
             config,
             steering: Steering::new(deps.policy.clone(), deps.control.clone()),
@@ -98,7 +104,8 @@ impl Stage {
 
     async fn turn(&mut self, shutdown: &CancellationToken) -> anyhow::Result<()> {
         let pending: usize = self.lanes.iter().map(DeficitRoundRobin::len).sum();
-        let wait = match (pending, self.steering.is_informed()) {
+        let is_informed = self.steering.is_informed();
+        let wait = match (pending, is_informed) {
             (0, _) => IDLE_WAIT,
             (_, false) => UNINFORMED_WAIT,
             (_, true) => Duration::ZERO,
@@ -109,6 +116,7 @@ impl Stage {
             biased;
             () = shutdown.cancelled() => return Ok(()),
             ended = self.under_way.end() => self.committed(ended)?,
+            () = sleep_until(self.commit_at), if is_informed && self.gathered.is_waiting && !self.under_way.is_some() => {}
             polled = self.subscription.poll(room.min(self.config.poll_records), wait) => match polled {
                 Ok(polled) => if self.take_polled(polled).await? {
                     return self.commit().await.map(|_| ());
@@ -266,7 +274,9 @@ impl Stage {
         }
         self.steering.acknowledge(&mut self.gathered.outputs);
         let is_full = self.gathered.instances >= self.config.commit_instances;
-        if is_full || !self.under_way.is_some() { self.begin_commit().await } else { Ok(()) }
+        let is_time = !self.under_way.is_some() && Instant::now() >= self.commit_at;
+        self.gathered.is_waiting = !(is_full || is_time);
+        if self.gathered.is_waiting { Ok(()) } else { self.begin_commit().await }
     }
 
     /// What is told of a record's expansion once it is committed, if its notification is traced.
@@ -420,6 +430,7 @@ impl Stage {
     /// What was begun has ended.
     fn committed(&mut self, (committed, spans): Ended<Vec<Span>>) -> anyhow::Result<()> {
         self.committed_mark = Committed::or_halt(committed)?;
+        self.commit_at = Instant::now() + Duration::from_millis(self.config.commit_interval_ms);
         let end_ms = self.deps.world.now_ms();
         spans.into_iter().for_each(|span| self.deps.world.spans.record(Span { end_ms, ..span }));
         Ok(())
@@ -428,7 +439,7 @@ impl Stage {
 
 impl Gathered {
     fn none(deps: &Deps) -> Self {
-        Self { outputs: outputs(deps), instances: 0, spans: Vec::new() }
+        Self { outputs: outputs(deps), instances: 0, spans: Vec::new(), is_waiting: false }
     }
 }
 

@@ -530,6 +530,8 @@ impl Worker {
     async fn committed(&mut self, (committed, parts): Ended<CommitParts>) -> anyhow::Result<()> {
         let mark = self.is_in(committed)?;
         self.committed_mark = mark;
+        // The interval begins again, or commits would follow each other without a pause where they take longer than it.
+        self.dirty_since = self.dirty_since.map(|_| Instant::now());
         self.deps.stats.add(|s| &s.dead_letters, parts.dead_letters);
         self.in_doubt.committed(parts.answered, mark);
         self.want_durable(mark);

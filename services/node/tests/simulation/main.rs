@@ -213,6 +213,7 @@ impl Simulation {
         let provider = if last { self.provider.in_manner(Manner::Healed) } else { self.provider.clone() };
         let mut config = Config::default();
         config.worker.in_doubt_instances = IN_DOUBT;
+        config.orchestrator.commit_interval_ms = 10;
         config.worker.unanswered_instances = IN_DOUBT / 2;
         config.worker.send_deadline_ms = 2_000;
         config.worker.retry_cap_ms = 10_000;

@@ -60,8 +60,9 @@ use crate::{
 
 const IN_DOUBT: u64 = 64;
 
-/// How long everything may take to settle once nothing fails any more, in simulated time.
-const SETTLE: Duration = Duration::from_secs(3600);
+/// How long everything may take to settle once nothing fails any more, in simulated time: the longest wait, an hour, and what
+/// comes after it.
+const SETTLE: Duration = Duration::from_secs(5_400);
 
 /// What a seed gave.
 #[derive(Debug)]

@@ -9,7 +9,6 @@ use std::{
 use crate::ports::log::{Committed, Committing, LogError};
 
 /// A member's commit, if one is under way, and what its end is needed for. On a cluster a commit takes tens of milliseconds.
-#[derive(Default)]
 pub struct UnderWay<T>(Option<(Committing, T)>);
 
 /// What became of a commit, and what that is needed for.

@@ -17,14 +17,12 @@ use herald_core::{
 
 use crate::{
     breaker::{Breaker, Health, Passage},
+    retry::hint_ms,
     retry_budget::RetryBudget,
     section::Head,
     slowing::{Slow, Slowing, is_slowed, measured_budget, slowed_limits},
     throttle::Throttle,
 };
-
-/// Providers that ask for longer waits are asked again after this time.
-const LONGEST_HINT_MS: u64 = 3_600_000;
 
 /// Waits for a provider that is down are spread over this time, so that not all ask at once.
 const SPREAD_MS: u64 = 4_000;
@@ -249,10 +247,7 @@ fn health_of(outcome: &Outcome) -> Health {
         | Outcome::EndpointGone { .. }
         | Outcome::AddressBad { .. }
         | Outcome::Rejected { .. } => Health::Up,
-        Outcome::RetryAfter { after, .. } => {
-            let retry_after_ms = after.map_or(0, |after| after.as_millis().min(u128::from(LONGEST_HINT_MS)) as u64);
-            Health::Down { retry_after_ms }
-        }
+        Outcome::RetryAfter { after, .. } => Health::Down { retry_after_ms: after.map_or(0, hint_ms) },
         Outcome::NotAttempted { code } if held_back(code) => Health::Unknown,
         Outcome::NotAttempted { .. } | Outcome::AccountFault { .. } | Outcome::Unknown { .. } => {
             Health::Down { retry_after_ms: 0 }

@@ -1,5 +1,7 @@
 //! What follows from an outcome. Pure, but for the jitter that it is given.
 
+use std::time::Duration;
+
 use herald_core::{
     clock::World,
     ports::channel::Outcome,
@@ -57,10 +59,7 @@ pub(crate) fn after(
             let attempts = attempts + 1;
             Next::End { state: State::Delivered, reason: "", code: String::new(), provider_id, attempts }
         }
-        Outcome::RetryAfter { after, code } => {
-            let hint_ms = after.map_or(0, |after| after.as_millis().min(u128::from(LONGEST_DELAY_MS)) as u64);
-            again(Why::Retry, hint_ms, code)
-        }
+        Outcome::RetryAfter { after, code } => again(Why::Retry, after.map_or(0, hint_ms), code),
         Outcome::Unknown { code } => again(Why::Unanswered, 0, code),
         Outcome::EndpointGone { code } => end(State::Failed, "endpoint_gone", code),
         Outcome::AddressBad { code } => end(State::Failed, "address_bad", code),
@@ -73,6 +72,11 @@ pub(crate) fn after(
             Next::Again { delay_ms: config.retry_base_ms, attempts, why: Why::NotAttempted }
         }
     }
+}
+
+/// When a provider wants to be asked again, in milliseconds from now.
+pub(crate) fn hint_ms(after: Duration) -> u64 {
+    after.as_millis().min(u128::from(LONGEST_DELAY_MS)) as u64
 }
 
 /// Exponential with full jitter.

@@ -32,6 +32,9 @@ const HOUR_MS: u64 = 3_600_000;
 /// The format of every row written today.
 const FORMAT: u8 = 1;
 
+/// Clocks of those who write receipts differ by less, in hours.
+pub const GRACE_HOURS: u32 = 25;
+
 /// The hour of a time, since the epoch.
 pub fn hour_of(ms: u64) -> u32 {
     (ms / HOUR_MS) as u32

@@ -13,7 +13,7 @@ use herald_core::{
         StoreError,
         erasures::{Erasure, Erasures},
     },
-    user_log::hour_of,
+    user_log::{GRACE_HOURS, hour_of},
 };
 use scylla::{DeserializeRow, SerializeRow};
 
@@ -28,8 +28,6 @@ use super::{
 /// Rows that one step reads or writes of a person's audiences, and hours of the users' log that it reads.
 const STEP_ROWS: usize = 1_024;
 const STEP_HOURS: u32 = 12;
-/// Clocks of those who write receipts differ by less, in hours.
-const GRACE_HOURS: u32 = 25;
 /// The list of hours in which passes are due, and how long it is looked for entries that came late, in hours.
 const LIST: &str = "erasures";
 const LATE_HOURS: i32 = 24;

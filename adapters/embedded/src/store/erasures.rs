@@ -13,7 +13,7 @@ use herald_core::{
         StoreError,
         erasures::{Erasure, Erasures},
     },
-    user_log::hour_of,
+    user_log::{GRACE_HOURS, hour_of},
 };
 use parking_lot::Mutex;
 
@@ -28,8 +28,6 @@ use crate::kv::{Batch, Direction, Kv, ready};
 
 /// Rows that one step reads.
 const STEP_ROWS: usize = 1_024;
-/// Clocks of those who write receipts differ by less, in hours.
-const GRACE_HOURS: u32 = 25;
 
 /// The stages of a pass, as they are stored.
 const FOLLOWERS: u32 = 0;

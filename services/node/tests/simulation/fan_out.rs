@@ -22,19 +22,14 @@ use herald_core::{
         StoreError,
         channel::{Channel, Gate, Message, Outcome, Sink},
         directory::PersonChange,
-        log::{Identity, Log},
+        log::Log,
         registry::{Registry, Versioned, Written},
     },
-    record::{Channel as ChannelKind, audience::Kind},
+    record::Channel as ChannelKind,
     switches::{SwitchRow, SwitchScope, SwitchState},
-    topic::{Group, Layout},
+    topic::Group,
 };
-use herald_embedded::{
-    disk::MemoryDisk,
-    kv::memory::MemoryKv,
-    log::{EmbeddedLog, LogOptions},
-    store::Stores,
-};
+use herald_embedded::{disk::MemoryDisk, kv::memory::MemoryKv, log::LogOptions, store::Stores};
 use herald_node::{
     backends::Backends,
     roles::{Config, Roles},
@@ -43,6 +38,7 @@ use herald_worker::OpenProviders;
 
 use crate::{
     scenario::{DAY_MS, Planned, limit, send, tell_change},
+    setting::{log_on, to_everyone},
     world::{Chance, EPOCH_MS, world_at},
 };
 
@@ -163,14 +159,8 @@ impl FanOut {
     async fn begin(config: &Config, level: u32, providers: impl FnOnce(&World) -> OpenProviders) -> Self {
         let chance = Chance::of_seed(1);
         let world = world_at(EPOCH_MS, &chance);
-        let kv = Arc::new(MemoryKv::new());
-        let layout = Layout { shards: 4, requests: 2, receipts: 2 };
-        let identity = Identity { region: "sim".into(), epoch: 1, layout };
-        let options = LogOptions { low_water_bytes: 0, ..LogOptions::default() };
-        let log =
-            EmbeddedLog::open(Arc::new(MemoryDisk::new()), identity, options, kv.clone(), world.clock.clone()).unwrap();
-        let flushed = log.clone();
-        tokio::spawn(async move { flushed.flush_task().await });
+        let (disk, kv) = (MemoryDisk::new(), Arc::new(MemoryKv::new()));
+        let log = log_on(&disk, &kv, LogOptions::default(), &world).unwrap();
         let mut backends = Backends::embedded(log.clone(), &Stores::open(kv));
         let log: Arc<dyn Log> = Arc::new(log);
         backends.levels = Arc::new(Levels::new(level));
@@ -239,18 +229,8 @@ impl FanOut {
 
     async fn to_everyone_in(&self, send_in_ms: u64) -> NotificationId {
         let id = self.world.notification_id();
-        let planned = Planned {
-            tenant: self.tenant.clone(),
-            number: self.sent.fetch_add(1, SeqCst) as usize,
-            kind: Kind::Everyone(true),
-            actor: String::new(),
-            dedupe_key: String::new(),
-            idempotency_key: String::new(),
-            transactional: false,
-            send_in_ms,
-            ttl_ms: DAY_MS,
-            recipients: Default::default(),
-        };
+        let number = self.sent.fetch_add(1, SeqCst) as usize;
+        let planned = Planned { send_in_ms, ..to_everyone(&self.tenant, number) };
         send(&planned, id, false, &self.backends, [self.world.now_ms(); 2]).await.unwrap();
         id
     }

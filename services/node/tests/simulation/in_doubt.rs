@@ -2,7 +2,7 @@
 //! worker that is killed in the middle.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -10,27 +10,15 @@ use std::{
 use async_trait::async_trait;
 use herald_core::{
     ids::{InstanceId, TenantId},
-    ports::{
-        channel::{Channel, Gate, Message, Outcome, Sink},
-        log::Identity,
-    },
-    record::{Channel as ChannelKind, audience::Kind},
-    topic::Layout,
+    ports::channel::{Channel, Gate, Message, Outcome, Sink},
+    record::Channel as ChannelKind,
 };
-use herald_embedded::{
-    SyncFirst,
-    disk::MemoryDisk,
-    kv::memory::MemoryKv,
-    log::{EmbeddedLog, LogOptions},
-    store::Stores,
-};
-use herald_node::{
-    backends::Backends,
-    roles::{Config, Roles},
-};
+use herald_embedded::{disk::MemoryDisk, kv::memory::MemoryKv, log::LogOptions};
+use herald_node::roles::{Config, Roles};
 
 use crate::{
-    scenario::{DAY_MS, Planned, Scenario, ScenarioKind, send},
+    scenario::{Planned, send},
+    setting::{backends_on, people, to_everyone},
     world::{Chance, EPOCH_MS, world_at},
 };
 
@@ -117,47 +105,19 @@ fn live(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let world = world_at(EPOCH_MS + if is_first { 0 } else { 60_000 }, chance);
-        let identity =
-            Identity { region: "sim".into(), epoch: 1, layout: Layout { shards: 4, requests: 2, receipts: 2 } };
-        let options = LogOptions { low_water_bytes: 0, store_flush: kv.last_flush().unwrap(), ..LogOptions::default() };
-        let stores_first: Arc<dyn SyncFirst> = kv.clone();
-        let log =
-            EmbeddedLog::open(Arc::new(disk.clone()), identity, options, stores_first, world.clock.clone()).unwrap();
-        let flushed = log.clone();
-        tokio::spawn(async move { flushed.flush_task().await });
-        let backends = Backends::embedded(log, &Stores::open(kv.clone()));
+        let backends = backends_on(disk, kv, LogOptions::default(), &world).unwrap();
         let roles = Roles::start(config, &backends, vec![provider.clone()], &world).await.unwrap();
         if !is_first {
             // Whatever waits for anything has come by then, once or twice.
             tokio::time::sleep(Duration::from_secs(600)).await;
             return;
         }
-        let scenario = Scenario {
-            tenants: vec![TenantId::trusted("acme")],
-            users: (0..USERS).map(|i| format!("u{i}")).collect(),
-            opted_out: BTreeSet::new(),
-            followers: BTreeMap::new(),
-            steps: Vec::new(),
-            limits: Vec::new(),
-            night: None,
-            sets_clock: false,
-            kind: ScenarioKind::Crowds,
-        };
+        let tenant = TenantId::trusted("acme");
+        let scenario = people(vec![tenant.clone()], USERS, Vec::new());
         scenario.set_up(&backends, &roles, world.now_ms()).await.unwrap();
-        let to_everyone = Planned {
-            tenant: scenario.tenants[0].clone(),
-            number: 0,
-            kind: Kind::Everyone(true),
-            actor: "somebody".into(),
-            dedupe_key: String::new(),
-            idempotency_key: String::new(),
-            // They may use all of a window.
-            transactional: true,
-            send_in_ms: 0,
-            ttl_ms: DAY_MS,
-            recipients: BTreeSet::new(),
-        };
-        send(&to_everyone, world.notification_id(), false, &backends, [world.now_ms(); 2]).await.unwrap();
+        // Transactional messages may use all of a window.
+        let planned = Planned { actor: "somebody".into(), transactional: true, ..to_everyone(&tenant, 0) };
+        send(&planned, world.notification_id(), false, &backends, [world.now_ms(); 2]).await.unwrap();
         tokio::time::sleep(CUT_AFTER).await;
     });
 }

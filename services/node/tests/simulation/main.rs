@@ -16,6 +16,7 @@ mod in_doubt;
 mod pacing;
 mod provider;
 mod scenario;
+mod setting;
 mod steering;
 mod swapping;
 mod upgrading;
@@ -30,14 +31,8 @@ use std::{
     time::Duration,
 };
 
-use herald_core::{books::Totals, ids::NotificationId, ports::log::Identity, topic::Layout};
-use herald_embedded::{
-    SyncFirst,
-    disk::MemoryDisk,
-    kv::memory::MemoryKv,
-    log::{EmbeddedLog, LogOptions},
-    store::Stores,
-};
+use herald_core::{books::Totals, ids::NotificationId};
+use herald_embedded::{disk::MemoryDisk, kv::memory::MemoryKv, log::LogOptions};
 use herald_node::{
     backends::Backends,
     roles::{Config, Roles},
@@ -54,6 +49,7 @@ use crate::{
         DAY_MS, KILLER, Night, Scenario, ScenarioKind, Sent, Step, break_deliveries, break_request, opt_out, redrive,
         redriven, send,
     },
+    setting::backends_on,
     steering::Steered,
     world::{Chance, WallClock, world_with},
 };
@@ -195,21 +191,8 @@ impl Simulation {
             mutant: self.mutant,
             trace: self.trace.clone(),
         };
-        let layout = Layout { shards: 4, requests: 2, receipts: 2 };
-        let identity = Identity { region: "sim".into(), epoch: 1, layout };
-        let options = LogOptions {
-            segment_bytes: 64 << 10,
-            cache_bytes: 16 << 10,
-            low_water_bytes: 0,
-            store_flush: self.kv.last_flush()?,
-            ..LogOptions::default()
-        };
-        let stores_first: Arc<dyn SyncFirst> = self.kv.clone();
-        let log = EmbeddedLog::open(Arc::new(self.disk.clone()), identity, options, stores_first, world.clock.clone())?;
-        let flushed = log.clone();
-        tokio::spawn(async move { flushed.flush_task().await });
-        let stores = Stores::open(self.kv.clone());
-        let plain = Backends::embedded(log, &stores);
+        let options = LogOptions { segment_bytes: 64 << 10, cache_bytes: 16 << 10, ..LogOptions::default() };
+        let plain = backends_on(&self.disk, &self.kv, options, &world)?;
         let backends = faults.wrap(plain.clone());
         let provider = if last { self.provider.in_manner(Manner::Healed) } else { self.provider.clone() };
         let mut config = Config::default();

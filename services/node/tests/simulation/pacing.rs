@@ -13,21 +13,11 @@ use herald_core::{
     ids::{InstanceId, NotificationId, TenantId},
     limits::LimitRow,
     policy::kind,
-    ports::{
-        channel::{Channel, Gate, Message, Outcome, Sink},
-        log::Identity,
-    },
-    record::{Channel as ChannelKind, audience::Kind},
+    ports::channel::{Channel, Gate, Message, Outcome, Sink},
+    record::Channel as ChannelKind,
     switches::{SwitchRow, SwitchScope, SwitchState},
-    topic::Layout,
 };
-use herald_embedded::{
-    SyncFirst,
-    disk::MemoryDisk,
-    kv::memory::MemoryKv,
-    log::{EmbeddedLog, LogOptions},
-    store::Stores,
-};
+use herald_embedded::{disk::MemoryDisk, kv::memory::MemoryKv, log::LogOptions};
 use herald_node::{
     backends::Backends,
     roles::{Config, Roles},
@@ -35,7 +25,8 @@ use herald_node::{
 
 use crate::{
     IN_DOUBT,
-    scenario::{DAY_MS, Planned, Scenario, ScenarioKind, limit, send},
+    scenario::{Planned, limit, send},
+    setting::{backends_on, people, to_everyone},
     world::{Chance, EPOCH_MS, SimClock, WallClock, world_with},
 };
 
@@ -154,32 +145,15 @@ impl Node {
 
     async fn start_by(wall: WallClock, tenants: usize, users: usize, limits: Vec<LimitRow>) -> Self {
         let (world, clock) = world_with(EPOCH_MS, Arc::new(wall), &Chance::of_seed(7));
-        let kv = Arc::new(MemoryKv::new());
-        let layout = Layout { shards: 4, requests: 2, receipts: 2 };
-        let identity = Identity { region: "sim".into(), epoch: 1, layout };
-        let options = LogOptions { low_water_bytes: 0, ..LogOptions::default() };
-        let stores_first: Arc<dyn SyncFirst> = kv.clone();
-        let disk = Arc::new(MemoryDisk::new());
-        let log = EmbeddedLog::open(disk, identity, options, stores_first, world.clock.clone()).unwrap();
-        let flushed = log.clone();
-        tokio::spawn(async move { flushed.flush_task().await });
-        let backends = Backends::embedded(log, &Stores::open(kv));
+        let (disk, kv) = (MemoryDisk::new(), Arc::new(MemoryKv::new()));
+        let backends = backends_on(&disk, &kv, LogOptions::default(), &world).unwrap();
         let provider = Arc::new(Moody { mood: Mutex::new(Mood::Up), seen: Mutex::default(), world: world.clone() });
         let mut config = Config::default();
         config.worker.in_doubt_instances = IN_DOUBT;
         config.worker.send_deadline_ms = 2_000;
         let roles = Roles::start(&config, &backends, vec![provider.clone()], &world).await.unwrap();
-        let scenario = Scenario {
-            tenants: (0..tenants).map(|i| TenantId::trusted(&format!("t{i}"))).collect(),
-            users: (0..users).map(|i| format!("u{i}")).collect(),
-            opted_out: BTreeSet::new(),
-            followers: BTreeMap::new(),
-            steps: Vec::new(),
-            limits,
-            night: None,
-            sets_clock: false,
-            kind: ScenarioKind::Crowds,
-        };
+        let tenants = (0..tenants).map(|i| TenantId::trusted(&format!("t{i}"))).collect();
+        let scenario = people(tenants, users, limits);
         scenario.set_up(&backends, &roles, world.now_ms()).await.unwrap();
         Self { backends, provider, world, clock, tenants: scenario.tenants, users, sent: Vec::new(), roles }
     }
@@ -194,18 +168,8 @@ impl Node {
 
     /// A notification to everybody of a tenant, noted as sent.
     fn plan_for_all(&mut self, tenant: usize, number: usize) -> (Planned, NotificationId) {
-        let planned = Planned {
-            tenant: self.tenants[tenant].clone(),
-            number,
-            kind: Kind::Everyone(true),
-            actor: format!("actor-{number}"),
-            dedupe_key: String::new(),
-            idempotency_key: String::new(),
-            transactional: false,
-            send_in_ms: 0,
-            ttl_ms: DAY_MS,
-            recipients: BTreeSet::new(),
-        };
+        let actor = format!("actor-{number}");
+        let planned = Planned { actor, ..to_everyone(&self.tenants[tenant], number) };
         let id = self.world.notification_id();
         self.sent.push((planned.tenant.clone(), id));
         (planned, id)

@@ -160,7 +160,7 @@ mod kafka {
             (
                 "a port without TLS",
                 at(KafkaConfig { connect_timeout_ms: 5_000, ..config() }, "HERALD_TEST_KAFKA"),
-                ["connecting to a PLAINTEXT broker listener", "that kafka.security_protocol is the one of this port"],
+                ["SSL connection closed by peer", "that kafka.security_protocol is the one of this port"],
             ),
             (
                 "no TLS",

@@ -1,5 +1,7 @@
 //! Deficit round-robin (M. Shreedhar and G. Varghese, "Efficient Fair Queuing Using Deficit Round-Robin", 1996): every
-//! key with work gets the same share of cost, whatever the size of its items or the length of its queue.
+//! key with work gets the same share of cost, whatever the size of its items or the length of its queue. A key that comes
+//! new goes first with as much as one turn gives (RFC 8290, section 4.1), so that who sends little does not wait for those
+//! who send much.
 
 use std::{collections::VecDeque, hash::Hash};
 
@@ -11,13 +13,25 @@ struct Queue<T> {
     cost: u64,
 }
 
+/// An item that is next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Next {
+    /// What it costs.
+    pub cost: u64,
+    /// Whether its key came new and has not had its first turn yet.
+    pub is_newcomers: bool,
+}
+
 /// Queues by key, served fairly. The order of service depends on the order of pushes alone.
 pub struct DeficitRoundRobin<K, T> {
-    /// Keys that have items; the front one is being served.
+    /// Keys that came new, until they have had a turn's worth or have no items.
+    newcomers: VecDeque<K>,
+    /// The others; the front one is being served. A newcomer that has no items left stays here until its turn, so that
+    /// it cannot come new again before the others were served.
     ring: VecDeque<K>,
     queues: HashMap<K, Queue<T>>,
     quantum: u64,
-    /// Whether the front key has had its quantum in this round.
+    /// Whether the front key of the ring has had its quantum in this round.
     front_credited: bool,
     len: usize,
 }
@@ -25,16 +39,22 @@ pub struct DeficitRoundRobin<K, T> {
 impl<K: Clone + Eq + Hash, T> DeficitRoundRobin<K, T> {
     /// Empty queues; each key is served `quantum` of cost a round.
     pub fn new(quantum: u64) -> Self {
-        Self { ring: VecDeque::new(), queues: HashMap::new(), quantum: quantum.max(1), front_credited: false, len: 0 }
+        Self {
+            newcomers: VecDeque::new(),
+            ring: VecDeque::new(),
+            queues: HashMap::new(),
+            quantum: quantum.max(1),
+            front_credited: false,
+            len: 0,
+        }
     }
 
     /// Appends an item to its key's queue. A cost of 0 counts as 1.
     pub fn push(&mut self, key: K, cost: u64, item: T) {
-        let queue =
-            self.queues.entry(key.clone()).or_insert_with(|| Queue { items: VecDeque::new(), deficit: 0, cost: 0 });
-        if queue.items.is_empty() {
-            self.ring.push_back(key);
-        }
+        let queue = self.queues.entry(key).or_insert_with_key(|key| {
+            self.newcomers.push_back(key.clone());
+            Queue { items: VecDeque::new(), deficit: self.quantum, cost: 0 }
+        });
         queue.items.push_back((cost.max(1), item));
         queue.cost += cost.max(1);
         self.len += 1;
@@ -45,47 +65,50 @@ impl<K: Clone + Eq + Hash, T> DeficitRoundRobin<K, T> {
         self.pop_if(|_| true)
     }
 
-    /// The item whose turn it is, if one of its cost may go; else it stays first.
-    pub fn pop_if(&mut self, may_go: impl Fn(u64) -> bool) -> Option<T> {
-        loop {
-            let key = self.ring.front()?;
+    /// The item whose turn it is, if it may go; else it stays first.
+    pub fn pop_if(&mut self, may_go: impl Fn(Next) -> bool) -> Option<T> {
+        while let Some(key) = self.newcomers.front() {
             let queue = self.queues.get_mut(key)?;
-            let cost = queue.items.front()?.0;
+            let first = queue.items.front().map(|(cost, _)| *cost);
+            if let Some(cost) = first.filter(|cost| *cost <= queue.deficit) {
+                return may_go(Next { cost, is_newcomers: true }).then(|| queue.pop(&mut self.len)).flatten();
+            }
+            self.ring.extend(self.newcomers.pop_front());
+        }
+        loop {
+            let queue = self.queues.get_mut(self.ring.front()?)?;
+            let Some((cost, _)) = queue.items.front() else {
+                // A key without work keeps no credit; its queue is dropped so that idle tenants cost nothing.
+                self.queues.remove(&self.ring.pop_front()?);
+                self.front_credited = false;
+                continue;
+            };
             if !self.front_credited {
                 queue.deficit += self.quantum;
                 self.front_credited = true;
             }
-            if cost > queue.deficit {
+            if *cost > queue.deficit {
                 self.ring.rotate_left(1);
                 self.front_credited = false;
                 continue;
             }
-            if !may_go(cost) {
-                return None;
-            }
-            queue.deficit -= cost;
-            queue.cost -= cost;
-            let item = queue.items.pop_front();
-            self.len -= 1;
-            if queue.items.is_empty() {
-                // A key without work keeps no credit; its queue is dropped so that idle tenants cost nothing.
-                self.queues.remove(key);
-                self.ring.pop_front();
-                self.front_credited = false;
-            }
-            return item.map(|(_, item)| item);
+            return may_go(Next { cost: *cost, is_newcomers: false }).then(|| queue.pop(&mut self.len)).flatten();
         }
     }
 
-    /// The cost of an item that is next, or nearly so; `None` if there is none.
-    pub fn next_cost(&self) -> Option<u64> {
-        Some(self.queues.get(self.ring.front()?)?.items.front()?.0)
+    /// The item that is next, or nearly so; `None` if there is none.
+    pub fn peek(&self) -> Option<Next> {
+        let first = |key| Some(self.queues.get(key)?.items.front()?.0);
+        let newcomers = self.newcomers.iter().filter_map(first).map(|cost| Next { cost, is_newcomers: true });
+        let others = self.ring.iter().filter_map(first).map(|cost| Next { cost, is_newcomers: false });
+        newcomers.chain(others).next()
     }
 
     /// The key whose items cost most, and their cost.
     pub fn heaviest(&self) -> Option<(&K, u64)> {
         let cost = |key: &K| self.queues.get(key).map_or(0, |queue| queue.cost);
-        self.ring.iter().map(|key| (key, cost(key))).max_by_key(|(_, cost)| *cost)
+        let costs = self.newcomers.iter().chain(&self.ring).map(|key| (key, cost(key)));
+        costs.filter(|(_, cost)| *cost > 0).max_by_key(|(_, cost)| *cost)
     }
 
     /// Takes the newest item of a key out of turn.
@@ -94,11 +117,6 @@ impl<K: Clone + Eq + Hash, T> DeficitRoundRobin<K, T> {
         let (cost, item) = queue.items.pop_back()?;
         queue.cost -= cost;
         self.len -= 1;
-        if queue.items.is_empty() {
-            self.front_credited &= self.ring.front() != Some(key);
-            self.queues.remove(key);
-            self.ring.retain(|other| other != key);
-        }
         Some(item)
     }
 
@@ -114,20 +132,22 @@ impl<K: Clone + Eq + Hash, T> DeficitRoundRobin<K, T> {
 
     /// Keeps the items for which `keep` is true.
     pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
-        let front = self.ring.front().cloned();
-        let queues = &mut self.queues;
-        self.ring.retain(|key| {
-            let Some(queue) = queues.get_mut(key) else { return false };
+        for queue in self.queues.values_mut() {
             queue.items.retain(|(_, item)| keep(item));
             queue.cost = queue.items.iter().map(|(cost, _)| cost).sum();
-            if queue.items.is_empty() {
-                queues.remove(key);
-                return false;
-            }
-            true
-        });
-        self.front_credited &= self.ring.front() == front.as_ref();
+        }
         self.len = self.queues.values().map(|queue| queue.items.len()).sum();
+    }
+}
+
+impl<T> Queue<T> {
+    /// Takes its first item, which its deficit covers.
+    fn pop(&mut self, len: &mut usize) -> Option<T> {
+        let (cost, item) = self.items.pop_front()?;
+        self.deficit -= cost;
+        self.cost -= cost;
+        *len -= 1;
+        Some(item)
     }
 }
 
@@ -151,9 +171,38 @@ mod tests {
         let mut drr = DeficitRoundRobin::new(100);
         drr.push("large", 60, ("large", 0));
         drr.push("small", 10, ("small", 0));
-        assert_eq!((drr.next_cost(), drr.pop_if(|cost| cost <= 50), drr.len()), (Some(60), None, 2));
-        assert_eq!(drr.pop_if(|cost| cost <= 60), Some(("large", 0)));
-        assert_eq!((drr.pop_if(|cost| cost <= 10), drr.next_cost()), (Some(("small", 0)), None));
+        assert_eq!(drr.peek(), Some(Next { cost: 60, is_newcomers: true }));
+        assert_eq!((drr.pop_if(|next| next.cost <= 50), drr.len()), (None, 2));
+        assert_eq!(drr.pop_if(|next| next.cost <= 60), Some(("large", 0)));
+        assert_eq!((drr.pop_if(|next| next.cost <= 10), drr.peek()), (Some(("small", 0)), None));
+    }
+
+    #[test]
+    fn who_comes_new_goes_first_with_one_turns_worth() {
+        let mut drr = DeficitRoundRobin::new(100);
+        (0..9).for_each(|i| drr.push("spike", 50, ("spike", i)));
+        // Its own first turn is over then.
+        assert_eq!([drr.pop(), drr.pop(), drr.pop()].map(Option::unwrap).map(|(_, i)| i), [0, 1, 2]);
+        (0..3).for_each(|i| drr.push("small", 50, ("small", i)));
+        assert_eq!(drr.peek(), Some(Next { cost: 50, is_newcomers: true }));
+        let next: Vec<_> = std::iter::from_fn(|| drr.pop()).take(4).collect();
+        assert_eq!(next, [("small", 0), ("small", 1), ("spike", 3), ("small", 2)]);
+    }
+
+    #[test]
+    fn who_comes_again_and_again_holds_up_nobody() {
+        let mut drr = DeficitRoundRobin::new(100);
+        (0..100).for_each(|_| drr.push("spike", 100, "spike"));
+        drr.push("again", 100, "again");
+        let mut served = 0;
+        for _ in 0..100 {
+            let gone = drr.pop();
+            if gone == Some("again") {
+                served += 1;
+                drr.push("again", 100, "again");
+            }
+        }
+        assert!((45..=55).contains(&served), "{served}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Instances handed to providers whose outcome is not durably committed: what may be sent twice after a crash. Pure.
 
-use herald_core::{ports::log::Mark, record::Channel, topic::Lane};
+use herald_core::{ports::log::Mark, record::Channel};
 
 /// Instances by channel.
 type Counts = [u64; 5];
@@ -16,10 +16,32 @@ pub(crate) struct InDoubt {
     settling: Vec<(Mark, Counts)>,
 }
 
+/// Up to where a message may fill the windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// Eleven sixteenths.
+    Bulk,
+    /// Bulk of a tenant that came new and finds what others have filled: three quarters.
+    Newcomers,
+    /// All.
+    Transactional,
+}
+
+impl Share {
+    fn of(self, limit: u64) -> u64 {
+        match self {
+            Self::Bulk => limit * 11 / 16,
+            Self::Newcomers => limit * 3 / 4,
+            Self::Transactional => limit,
+        }
+    }
+}
+
 /// Instances that are counted up to a limit.
 ///
 /// One provider that hangs must not hold up the others, nor bulk traffic what somebody waits for: where there are
-/// several channels, one has at most half of the window, and the last quarter is for transactional messages.
+/// several channels, one has at most half of the window, and the last parts are for newcomers and for transactional
+/// messages.
 struct Window {
     limit: u64,
     channel_limit: u64,
@@ -37,12 +59,11 @@ impl Window {
     }
 
     fn largest_batch(&self) -> u64 {
-        (self.channel_limit.min(self.limit * 3 / 4)).max(1)
+        self.channel_limit.min(Share::Bulk.of(self.limit)).max(1)
     }
 
-    fn has_room(&self, lane: Lane, channel: Channel, count: u64) -> bool {
-        let limit = if lane == Lane::Bulk { self.limit * 3 / 4 } else { self.limit };
-        self.total() + count <= limit.max(1) && self.fits_channel(channel, count)
+    fn has_room(&self, share: Share, channel: Channel, count: u64) -> bool {
+        self.total() + count <= share.of(self.limit).max(1) && self.fits_channel(channel, count)
     }
 
     /// Whether the channel's part has room. What was put together while that was larger goes alone.
@@ -80,9 +101,9 @@ impl InDoubt {
     }
 
     /// Whether so many more can be handed over.
-    pub(crate) fn has_room(&self, lane: Lane, channel: Channel, count: u64) -> bool {
+    pub(crate) fn has_room(&self, share: Share, channel: Channel, count: u64) -> bool {
         let windows = [&self.all, &self.unanswered];
-        channel == Channel::InApp || windows.into_iter().all(|window| window.has_room(lane, channel, count))
+        channel == Channel::InApp || windows.into_iter().all(|window| window.has_room(share, channel, count))
     }
 
     /// Counts what is handed over. In-app has no provider, so it is never in doubt.
@@ -158,11 +179,14 @@ mod tests {
     fn what_is_answered_stays_in_doubt_until_its_commit_is_durable() {
         let mut in_doubt = InDoubt::new(100, 100, 1);
         in_doubt.hand_over(Channel::Email, 70);
-        assert!(in_doubt.has_room(Lane::Bulk, Channel::Email, 5) && !in_doubt.has_room(Lane::Bulk, Channel::Email, 6));
+        assert!(
+            in_doubt.has_room(Share::Newcomers, Channel::Email, 5)
+                && !in_doubt.has_room(Share::Newcomers, Channel::Email, 6)
+        );
         let mut answered = Answered::default();
         in_doubt.answered(Channel::Email, 70);
         answered.add(Channel::Email, 70);
-        assert!(!in_doubt.has_room(Lane::Bulk, Channel::Email, 6));
+        assert!(!in_doubt.has_room(Share::Newcomers, Channel::Email, 6));
         in_doubt.committed(answered, Mark(9));
         in_doubt.durable(Mark(8));
         assert_eq!(in_doubt.total(), 70);
@@ -174,27 +198,39 @@ mod tests {
     fn there_is_less_of_what_is_not_answered_than_of_what_waits_for_a_commit() {
         let mut in_doubt = InDoubt::new(400, 100, 1);
         in_doubt.hand_over(Channel::Email, 75);
-        assert!(!in_doubt.has_room(Lane::Bulk, Channel::Email, 1));
+        assert!(!in_doubt.has_room(Share::Newcomers, Channel::Email, 1));
         for _ in 0..3 {
             in_doubt.answered(Channel::Email, 75);
-            assert!(in_doubt.has_room(Lane::Bulk, Channel::Email, 75));
+            assert!(in_doubt.has_room(Share::Newcomers, Channel::Email, 75));
             in_doubt.hand_over(Channel::Email, 75);
         }
         in_doubt.answered(Channel::Email, 75);
         assert_eq!(in_doubt.total(), 300);
-        assert!(!in_doubt.has_room(Lane::Bulk, Channel::Email, 1), "all wait for a commit");
+        assert!(!in_doubt.has_room(Share::Newcomers, Channel::Email, 1), "all wait for a commit");
     }
 
     #[test]
     fn a_channel_that_hangs_leaves_room_for_others_and_bulk_leaves_room_for_transactional_messages() {
         let mut in_doubt = InDoubt::new(100, 100, 2);
         in_doubt.hand_over(Channel::Email, 20);
-        assert!(!in_doubt.has_room(Lane::Transactional, Channel::Email, 31));
+        assert!(!in_doubt.has_room(Share::Transactional, Channel::Email, 31));
         in_doubt.hand_over(Channel::Email, 30);
-        assert!(!in_doubt.has_room(Lane::Transactional, Channel::Email, 1));
-        assert!(in_doubt.has_room(Lane::Bulk, Channel::Push, 25) && !in_doubt.has_room(Lane::Bulk, Channel::Push, 26));
-        assert!(in_doubt.has_room(Lane::Transactional, Channel::Push, 50));
-        assert!(in_doubt.has_room(Lane::Bulk, Channel::InApp, 10_000));
+        assert!(!in_doubt.has_room(Share::Transactional, Channel::Email, 1));
+        assert!(
+            in_doubt.has_room(Share::Newcomers, Channel::Push, 25)
+                && !in_doubt.has_room(Share::Newcomers, Channel::Push, 26)
+        );
+        assert!(in_doubt.has_room(Share::Transactional, Channel::Push, 50));
+        assert!(in_doubt.has_room(Share::Newcomers, Channel::InApp, 10_000));
+    }
+
+    #[test]
+    fn who_comes_new_finds_room_where_others_have_filled_their_share() {
+        let mut in_doubt = InDoubt::new(160, 160, 1);
+        in_doubt.hand_over(Channel::Email, 110);
+        assert!(!in_doubt.has_room(Share::Bulk, Channel::Email, 1));
+        assert!(in_doubt.has_room(Share::Newcomers, Channel::Email, 10));
+        assert!(!in_doubt.has_room(Share::Newcomers, Channel::Email, 11));
     }
 
     #[test]
@@ -203,16 +239,16 @@ mod tests {
         let put_together = in_doubt.largest_batch() as u64;
         in_doubt.serve(2);
         in_doubt.hand_over(Channel::Email, 1);
-        assert!(!in_doubt.has_room(Lane::Bulk, Channel::Email, put_together));
+        assert!(!in_doubt.has_room(Share::Newcomers, Channel::Email, put_together));
         in_doubt.drop(Channel::Email, 1);
-        assert!(in_doubt.has_room(Lane::Bulk, Channel::Email, put_together));
+        assert!(in_doubt.has_room(Share::Newcomers, Channel::Email, put_together));
     }
 
     #[test]
     fn the_largest_batch_always_finds_room_in_an_empty_window() {
         for (limit, channels) in [(1, 1), (1, 3), (2, 2), (64, 1), (1_024, 3)] {
             let in_doubt = InDoubt::new(limit, 50, channels);
-            assert!(in_doubt.has_room(Lane::Bulk, Channel::Email, in_doubt.largest_batch() as u64), "{limit}");
+            assert!(in_doubt.has_room(Share::Bulk, Channel::Email, in_doubt.largest_batch() as u64), "{limit}");
         }
     }
 }

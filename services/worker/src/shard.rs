@@ -9,7 +9,7 @@ use std::{
 };
 
 use herald_core::{
-    fair::DeficitRoundRobin,
+    fair::{DeficitRoundRobin, Next},
     ids::TenantId,
     outputs::Outputs,
     ports::log::{Mark, Position, Subscription},
@@ -20,7 +20,7 @@ use herald_core::{
 
 use crate::{
     claiming::ShardClaims,
-    in_doubt::{Answered, InDoubt},
+    in_doubt::{Answered, InDoubt, Share},
     live::Feed,
     order::Order,
     receipts::Endings,
@@ -57,7 +57,8 @@ impl LaneQueues {
         for is_behind in [true, false] {
             let turns = self.by_channel.iter_mut().filter(|(channel, _)| (Some(**channel) > served) == is_behind);
             for (channel, queue) in turns {
-                if let Some(queued) = queue.pop_if(|cost| in_doubt.has_room(lane, *channel, cost)) {
+                if let Some(queued) = queue.pop_if(|next| in_doubt.has_room(share_of(lane, next), *channel, next.cost))
+                {
                     self.served = Some(*channel);
                     return Some(queued);
                 }
@@ -68,7 +69,7 @@ impl LaneQueues {
 
     fn has_work(&self, lane: Lane, in_doubt: &InDoubt) -> bool {
         let next = |(channel, queue): (&Channel, &DeficitRoundRobin<_, _>)| {
-            queue.next_cost().is_some_and(|cost| in_doubt.has_room(lane, *channel, cost))
+            queue.peek().is_some_and(|next| in_doubt.has_room(share_of(lane, next), *channel, next.cost))
         };
         self.by_channel.iter().any(next)
     }
@@ -84,6 +85,21 @@ impl LaneQueues {
     fn pop_newest(&mut self, channel: Channel, tenant: &TenantId) -> Option<Queued> {
         self.by_channel.get_mut(&channel)?.pop_newest(tenant)
     }
+}
+
+/// How much of the windows an item may fill.
+fn share_of(lane: Lane, next: Next) -> Share {
+    match lane {
+        Lane::Transactional => Share::Transactional,
+        Lane::Bulk if next.is_newcomers => Share::Newcomers,
+        Lane::Bulk => Share::Bulk,
+    }
+}
+
+/// Whether there is room for a section of a tenant that has had its first turn.
+fn has_room_in_turn(queued: &Queued, in_doubt: &InDoubt) -> bool {
+    let next = Next { cost: queued.cost(), is_newcomers: false };
+    in_doubt.has_room(share_of(queued.lane(), next), queued.chunk.head.channel, next.cost)
 }
 
 /// A section, or a part of one, that waits for its turn.
@@ -194,7 +210,7 @@ impl Shard {
     /// The section whose turn it is among those there is room for, and whether it waited for an earlier one: those go
     /// first, then transactional ones.
     pub(crate) fn next(&mut self, in_doubt: &InDoubt) -> Option<(Queued, bool)> {
-        let has_room = |queued: &Queued| in_doubt.has_room(queued.lane(), queued.chunk.head.channel, queued.cost());
+        let has_room = |queued: &Queued| has_room_in_turn(queued, in_doubt);
         if let Some(waited) = self.order.next(has_room) {
             return Some((waited, true));
         }
@@ -204,7 +220,7 @@ impl Shard {
 
     /// Whether sections wait for their turn that there is room for.
     pub(crate) fn has_work(&self, in_doubt: &InDoubt) -> bool {
-        let has_room = |queued: &Queued| in_doubt.has_room(queued.lane(), queued.chunk.head.channel, queued.cost());
+        let has_room = |queued: &Queued| has_room_in_turn(queued, in_doubt);
         let mut lanes = Lane::ALL.into_iter().zip(&self.queues);
         self.order.any(has_room) || lanes.any(|(lane, queues)| queues.has_work(lane, in_doubt))
     }

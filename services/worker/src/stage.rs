@@ -368,7 +368,7 @@ impl Worker {
         let window = self.config.window_instances;
         let mut moved = 0;
         for shard in self.shards.values_mut().filter(|shard| shard.unfinished() >= window) {
-            moved += shard.evacuate(window * 3 / 4);
+            moved += shard.evacuate(window - window / 16);
         }
         if moved > 0 {
             self.deps.stats.add(|s| &s.overflowed, moved);

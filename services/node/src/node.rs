@@ -295,6 +295,7 @@ async fn start_roles(config: &Config, mode: Mode, base: &Base, process: &str, wo
         roles: config.roles.clone(),
         place: Place { number: config.place().unwrap_or_default(), of: config.instances },
         process: process.to_owned(),
+        own_threads: true,
     };
     let roles = Roles::start_with(&of_roles, backends, base.providers.clone(), world).await?;
     if base.storage.local().is_some() {

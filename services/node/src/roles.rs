@@ -23,6 +23,7 @@ use herald_ledger::stats::LedgerStats;
 use herald_worker::OpenProviders;
 use serde::{Deserialize, Serialize};
 use tokio::{
+    runtime::{Handle, Runtime},
     sync::watch,
     task::{JoinHandle, JoinSet},
     time::Instant,
@@ -107,6 +108,8 @@ pub struct Config {
     pub place: Place,
     /// This process's name, which no other has; empty for one that is made up.
     pub process: String,
+    /// Whether they run on threads of their own, so that calls do not wait for them, and not on the caller's.
+    pub own_threads: bool,
 }
 
 impl Default for Config {
@@ -120,6 +123,7 @@ impl Default for Config {
             roles: Role::ALL.to_vec(),
             place: Place::default(),
             process: String::new(),
+            own_threads: false,
         }
     }
 }
@@ -175,6 +179,7 @@ pub struct Roles {
     /// The members of groups that run in this process: group and ordinal.
     pub members: Vec<(Group, u32)>,
     stages: Vec<Stage>,
+    threads: Threads,
     place: Place,
     process: String,
     fleet: Arc<dyn Fleet>,
@@ -187,6 +192,40 @@ struct Stage {
     name: &'static str,
     shutdown: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
+}
+
+/// What the roles run on.
+///
+/// A role decides thousands of messages between two waits, and the embedded stores write within a call. On the threads that
+/// serve calls, these would wait for that: some tens of milliseconds where everything is busy.
+struct Threads(Option<Runtime>);
+
+impl Threads {
+    /// The caller's.
+    fn callers() -> Self {
+        Self(None)
+    }
+
+    /// Their own: one more than there are cores, for those that write to a store.
+    fn own() -> std::io::Result<Self> {
+        let cores = std::thread::available_parallelism()?.get();
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(cores + 1).thread_name("herald-roles").enable_all();
+        Ok(Self(Some(builder.build()?)))
+    }
+
+    fn handle(&self) -> Handle {
+        self.0.as_ref().map_or_else(Handle::current, |own| own.handle().clone())
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        // The roles have ended, or are given up; within a task nobody may wait for a runtime.
+        if let Some(own) = self.0.take() {
+            own.shutdown_background();
+        }
+    }
 }
 
 impl Roles {
@@ -222,6 +261,7 @@ impl Roles {
             members: Vec::new(),
             counters: Counters::default(),
             stages: Vec::new(),
+            threads: if config.own_threads { Threads::own()? } else { Threads::callers() },
             place: config.place,
             process: match config.process.as_str() {
                 "" => process_name("herald-0", world),
@@ -373,7 +413,7 @@ impl Roles {
                 shutdown: shutdown.clone(),
             };
             let run = run.clone();
-            members.spawn(async move { joining.run(&*run).await });
+            members.spawn_on(async move { joining.run(&*run).await }, &self.threads.handle());
         }
         let told = shutdown.clone();
         let task = tokio::spawn(async move {

@@ -256,6 +256,13 @@ fn an_interrupted_demo_leaves_nothing_behind() {
     let mut demo = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(demo.stderr.take().unwrap()).lines().map_while(Result::ok);
     lines.find(|line| line.starts_with("edges:")).expect("the demo begins");
+    let wrong = operator(&setup, &["limits", "set", "provider=stmp", "--per-second", "5"]);
+    assert_eq!(wrong.status.code(), Some(3));
+    assert!(
+        said(&wrong).contains("no such provider") && said(&wrong).contains("Those that there are: "),
+        "{}",
+        said(&wrong)
+    );
     assert!(directory.path().read_dir().unwrap().next().is_some());
     let interrupt = format!("kill -INT {}", demo.id());
     assert!(Command::new("sh").args(["-c", &interrupt]).status().unwrap().success());

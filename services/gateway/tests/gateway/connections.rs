@@ -67,7 +67,8 @@ async fn more_calls_at_once_than_allowed_are_refused_before_the_log() {
 
 #[tokio::test]
 async fn what_is_too_long_for_http_is_refused_by_its_status_alone() {
-    let address = world().listen().await;
+    let world = world();
+    let address = world.listen().await;
     let ask = async |path: &str, header: &str| {
         let mut socket = TcpStream::connect(address).await.unwrap();
         let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n");

@@ -106,7 +106,8 @@ async fn a_live_stream_ends_with_its_key_and_with_the_gateway() {
 
 #[tokio::test]
 async fn who_is_not_known_is_refused_before_the_message_is_read() {
-    let channel = connect(&world()).await;
+    let world = world();
+    let channel = connect(&world).await;
     let notify = async |key: &str| {
         let mut raw = tonic::client::Grpc::new(channel.clone());
         raw.ready().await.unwrap();

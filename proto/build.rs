@@ -17,7 +17,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Its credentials must not be shown; see lib.rs.
     config.skip_debug(["herald.v1.PutProviderRequest"]);
     config.bytes(["."]).btree_map(["."]).extern_path(".google.protobuf", "::pbjson_types").compile_well_known_types();
-    tonic_prost_build::configure().compile_well_known_types(true).compile_fds_with_config(public, config)?;
+    tonic_prost_build::configure()
+        .compile_well_known_types(true)
+        .codec_path("crate::codec::Counting")
+        .compile_fds_with_config(public, config)?;
     pbjson_build::Builder::new()
         .register_descriptors(&descriptors)?
         .preserve_proto_field_names()

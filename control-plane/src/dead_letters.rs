@@ -12,7 +12,7 @@ use herald_api::{
 };
 use herald_core::{
     clock::World,
-    dead_letters::{RedriveIndex, letters, read_letter, redrives, takes},
+    dead_letters::{CAUSES, RedriveIndex, STAGES, letters, read_letter, redrives, takes},
     ids::{InstanceId, NotificationId, channel_name},
     outputs::Outputs,
     packed,
@@ -272,10 +272,17 @@ fn filter(
         let out_of_range = || Problem::field(field, "out_of_range", "The time is before 1970 or after 9999.");
         at.map(|at| millis(&at).ok_or_else(out_of_range)).transpose()
     };
+    let known = |field: &str, asked: Option<String>, known: &[&str]| match asked {
+        Some(asked) if !known.contains(&&*asked) => {
+            let detail = format!("No dead letter has it. The {field}s are {}.", known.join(", "));
+            Err(Problem::field(field, "invalid_value", detail))
+        }
+        asked => Ok(asked.unwrap_or_default()),
+    };
     Ok(DeadLetterFilter {
         tenant: tenant_id.unwrap_or_default(),
-        stage: stage.unwrap_or_default(),
-        cause: cause.unwrap_or_default(),
+        stage: known("stage", stage, &STAGES)?,
+        cause: known("cause", cause, &CAUSES)?,
         since_ms: time("since", since)?.unwrap_or(0),
         until_ms: time("until", until)?.unwrap_or(0),
     })
@@ -405,6 +412,26 @@ mod tests {
     use herald_core::record::{Endpoint, InlineRecipient, Notification, Section, SectionSummary};
 
     use super::*;
+
+    #[test]
+    fn a_stage_or_a_cause_that_no_letter_has_is_refused_with_those_that_are() {
+        let asked = |stage: Option<&str>, cause: Option<&str>| {
+            filter(None, stage.map(str::to_owned), cause.map(str::to_owned), None, None)
+        };
+        for (stage, cause, field, one_of_them) in
+            [(Some("wroker"), None, "stage", "worker"), (None, Some("exhausted"), "cause", "attempts_exhausted")]
+        {
+            let problem = asked(stage, cause).unwrap_err();
+            let error = &problem.errors()[0];
+            assert_eq!((problem.kind().status(), &*error.field, error.code), (400, field, "invalid_value"));
+            assert!(error.detail.contains(one_of_them), "{}", error.detail);
+        }
+        for stage in STAGES {
+            for cause in CAUSES {
+                assert_eq!(asked(Some(stage), Some(cause)).unwrap().cause, cause);
+            }
+        }
+    }
 
     #[test]
     fn a_shown_letter_has_ids_and_counts_and_nothing_personal() {

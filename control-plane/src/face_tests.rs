@@ -369,6 +369,38 @@ async fn a_limit_that_makes_no_sense_is_refused_with_a_reason() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_limit_of_what_is_not_there_is_refused_with_what_is() {
+    let face = face().await;
+    let put = async |scope: Value| {
+        let body = json!({"scope": scope, "per_second": 1});
+        let (status, answer) = face.as_key(DEV_ADMIN_KEY, "PUT", "/v1/admin/limits", body).await;
+        (status.as_u16(), answer)
+    };
+    let draft = json!({"channels": {"in_app": {"body": "Hi"}}});
+    assert_eq!(face.as_key(DEV_KEY, "PUT", "/v1/templates/draft?publish=false", draft).await.0, 200);
+    assert_eq!(face.as_key(DEV_ADMIN_KEY, "PUT", "/v1/admin/tenants/acme", json!({})).await.0, 200);
+    for (scope, field) in [
+        (json!({"template": "daft"}), "scope.template"),
+        (json!({"tenant": "demo", "template": "daft"}), "scope.template"),
+        (json!({"tenant": "acme", "template": "draft"}), "scope.template"),
+        (json!({"channel": "email", "provider": "stmp"}), "scope.provider"),
+    ] {
+        let (status, problem) = put(scope.clone()).await;
+        let told = (status, problem["code"].as_str(), problem["errors"][0]["field"].as_str());
+        assert_eq!(told, (422, Some("scope_matches_nothing"), Some(field)), "{scope}: {problem}");
+        if field == "scope.provider" {
+            let detail = "There is no such provider: the limit would do nothing. Those that there are: smtp.";
+            assert_eq!(problem["errors"][0]["detail"], detail);
+        }
+    }
+    assert!(face.deps.publisher.policy().limits().is_empty(), "nothing of it was stored");
+    for scope in [json!({"template": "draft"}), json!({"tenant": "demo", "template": "draft", "provider": "smtp"})] {
+        let (status, answer) = put(scope.clone()).await;
+        assert_eq!(status, 200, "{scope}: {answer}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_tenant_has_the_quota_that_was_put_last() {
     let face = face().await;
     let put = async |body: Value| face.as_key(DEV_ADMIN_KEY, "PUT", "/v1/admin/tenants/demo", body).await;

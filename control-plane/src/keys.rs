@@ -110,7 +110,7 @@ pub async fn list(
     Ok((rows, next))
 }
 
-/// Deletes a key. It is refused everywhere once the policy has arrived.
+/// Deletes a key. It and the tokens of end users that it made are refused everywhere once the policy has arrived.
 ///
 /// The last key of an operator stays: nobody could make another, and no way leads back. Two operators who delete each
 /// other's key in one moment are not kept from it.
@@ -130,8 +130,8 @@ async fn is_left_to_operators(publisher: &Publisher, key_id: &str) -> Result<boo
     let mut after = None;
     loop {
         let (rows, next) = list(publisher, None, after.as_deref(), MAX_SCANNED).await?;
-        let valid = |row: &KeyRow| row.expires_ms.is_none_or(|expires_ms| expires_ms > now_ms);
-        if rows.iter().any(|row| row.tenant_id.is_none() && row.key_id != key_id && valid(row)) {
+        let is_another = |row: &KeyRow| row.tenant_id.is_none() && row.key_id != key_id && !row.has_expired(now_ms);
+        if rows.iter().any(is_another) {
             return Ok(true);
         }
         match next {

@@ -29,6 +29,7 @@ mod provider_tests;
 pub mod providers;
 pub mod publisher;
 pub mod reports;
+mod scopes;
 pub mod service;
 #[cfg(test)]
 mod switch_tests;

@@ -10,7 +10,7 @@ use herald_core::{
 
 use crate::{
     publisher::{Publisher, read},
-    tenants,
+    scopes, tenants,
 };
 
 /// Limits of all scopes together: each message is held against those that could be about it.
@@ -26,6 +26,9 @@ pub struct NewQuota {
 }
 
 /// Sets the limit of a scope; returns it and its version.
+///
+/// # Errors
+/// 400 for what cannot be; 422 for an unknown tenant, a new limit that nothing fits, and where there are too many.
 pub async fn put(publisher: &Publisher, scope: LimitScope, quota: NewQuota) -> Result<(LimitRow, u64), Problem> {
     let mut errors = check_scope(&scope);
     let checked = check_quota("", quota).map_err(|mut wrong| errors.append(&mut wrong));
@@ -34,8 +37,15 @@ pub async fn put(publisher: &Publisher, scope: LimitScope, quota: NewQuota) -> R
         tenants::require(publisher, tenant, "Create the tenant before its limits.").await?;
     }
     let (id, now_ms) = (scope.id(), publisher.world().now_ms());
-    if publisher.policy().limits().len() >= MAX_LIMITS && publisher.get::<LimitRow>(kind::LIMIT, &id).await?.is_none() {
-        return Err(Problem::refused("too_many_limits", format!("There are {MAX_LIMITS} limits. Delete some.")));
+    if publisher.get::<LimitRow>(kind::LIMIT, &id).await?.is_none() {
+        let (policy, LimitScope { tenant, template, provider, .. }) = (publisher.policy(), &scope);
+        let unknown = scopes::unknown(&policy, "limit", tenant.as_deref(), template.as_deref(), provider.as_deref());
+        if !unknown.is_empty() {
+            return Err(scopes::matches_nothing("limit", unknown));
+        }
+        if policy.limits().len() >= MAX_LIMITS {
+            return Err(Problem::refused("too_many_limits", format!("There are {MAX_LIMITS} limits. Delete some.")));
+        }
     }
     publisher
         .update(kind::LIMIT, &id, |stored: Option<LimitRow>| {

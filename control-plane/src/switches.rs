@@ -21,7 +21,7 @@ use herald_proto::v1;
 
 use crate::{
     publisher::{Publisher, unwritable},
-    reports,
+    reports, scopes,
     service::Deps,
 };
 
@@ -214,39 +214,15 @@ fn scope_of(asked: Option<&v1::SwitchScope>, errors: &mut Vec<FieldError>) -> Sw
     scope
 }
 
-/// A scope that nothing fits is a slip of the pen: who thinks that they have stopped something must not be wrong.
 fn check_scope(deps: &Deps, policy: &Policy, scope: &SwitchScope) -> Result<(), Problem> {
-    let mut errors = Vec::new();
-    let mut unknown = |field: &str, what: &str| {
-        let detail = format!("There is no such {what}: the switch would do nothing.");
-        errors.push(FieldError::new(format!("scope.{field}"), "unknown", detail));
-    };
-    let tenant = scope.tenant.as_deref().map(|tenant| policy.tenant_id(tenant));
-    if let Some(None) = tenant {
-        unknown("tenant", "tenant");
+    let SwitchScope { tenant, template, provider, region, .. } = scope;
+    let mut errors = scopes::unknown(policy, "switch", tenant.as_deref(), template.as_deref(), provider.as_deref());
+    let here = &deps.publisher.identity().region;
+    if region.as_ref().is_some_and(|region| region != here) {
+        let detail = format!("There is no such region here: the switch would do nothing. This is {here}.");
+        errors.push(FieldError::new("scope.region", "unknown", detail));
     }
-    if let Some(template) = scope.template.as_deref() {
-        let has = |tenant: &TenantId| policy.template_head(tenant, template).is_some();
-        let known = match tenant {
-            Some(Some(tenant)) => has(tenant),
-            Some(None) => true,
-            None => policy.tenant_ids().any(has),
-        };
-        if !known {
-            unknown("template", "template");
-        }
-    }
-    if scope.provider.as_ref().is_some_and(|provider| policy.providers().get(provider).is_none()) {
-        unknown("provider", "provider");
-    }
-    if scope.region.as_ref().is_some_and(|region| *region != deps.publisher.identity().region) {
-        unknown("region", "region here");
-    }
-    if errors.is_empty() {
-        return Ok(());
-    }
-    Err(Problem::refused("scope_matches_nothing", "Nothing fits the scope; the switch was not set.")
-        .with_errors(errors))
+    if errors.is_empty() { Ok(()) } else { Err(scopes::matches_nothing("switch", errors)) }
 }
 
 /// What was accepted and has not ended of what a scope is about. Of a provider's scope every channel is counted, since

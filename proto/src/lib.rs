@@ -5,6 +5,8 @@
 
 #![allow(missing_docs, clippy::all)]
 
+pub mod codec;
+
 /// The public API, `herald.v1`.
 pub mod v1 {
     tonic::include_proto!("herald.v1");

@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRef, FromRequestParts};
+use axum::{
+    extract::{FromRef, FromRequestParts, Request, State},
+    middleware::Next,
+    response::Response,
+};
 use herald_core::{
     auth::{Caller, Credentials},
     clock::Clock,
@@ -12,7 +16,7 @@ use herald_core::{
 use http::{Extensions, HeaderMap, HeaderName, header, request::Parts};
 use tokio::sync::watch;
 
-use crate::{audit::Caught, rejection::Rejection};
+use crate::{audit::Caught, rejection::Rejection, request_id::RequestId, status::status};
 
 /// The header in which an operator names the tenant.
 pub const HERALD_TENANT: HeaderName = HeaderName::from_static("herald-tenant");
@@ -70,6 +74,15 @@ impl Authenticator {
         let credentials = Credentials { bearer: bearer.or(token), tenant };
         let caller = Caller::authenticate(&policy, credentials, self.clock.now_ms())?;
         Ok(Authenticated { caller, policy })
+    }
+}
+
+/// What is around the routes of gRPC: whoever is not known is refused before their message is read, which is many times
+/// larger in memory than on the wire. Over HTTP handlers do so.
+pub async fn known_first(State(authenticator): State<Authenticator>, request: Request, next: Next) -> Response {
+    match authenticator.authenticate(request.headers()) {
+        Ok(_) => next.run(request).await,
+        Err(problem) => status(&problem, RequestId::text(request.extensions())).into_http(),
     }
 }
 

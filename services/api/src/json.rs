@@ -157,6 +157,14 @@ mod tests {
     }
 
     #[test]
+    fn within_free_objects_the_last_value_of_a_name_holds() {
+        let text = r#"{"data": {"a": {"b": 1, "b": 2}, "a": {"b": 3, "b": 4}}, "metadata": {"m": "1", "m": "2"}}"#;
+        let request: herald_proto::v1::NotifyRequest = parse(text.as_bytes()).unwrap();
+        assert_eq!(to_text(&request.data).unwrap(), br#"{"a":{"b":4}}"#);
+        assert_eq!(request.metadata["m"], "2");
+    }
+
+    #[test]
     fn the_media_type_is_json_in_utf8() {
         let check = |value: &'static str| {
             let mut headers = HeaderMap::new();

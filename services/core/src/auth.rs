@@ -155,7 +155,7 @@ impl Caller {
             .key_by_sha256(&hash)
             .filter(|row| constant_time::verify_slices_are_equal(row.sha256.as_bytes(), hash.as_bytes()).is_ok())
             .ok_or_else(|| unauthenticated("There is no such key."))?;
-        if row.expires_ms.is_some_and(|expires_ms| expires_ms <= now_ms) {
+        if row.has_expired(now_ms) {
             return Err(unauthenticated("The key has expired."));
         }
         let Some(tenant) = &row.tenant_id else {
@@ -177,6 +177,10 @@ impl Caller {
             InvalidToken::Expired => unauthenticated("The token has expired."),
         })?;
         let tenant = policy.tenant_id(&token.tenant).ok_or_else(|| unauthenticated("The token is not valid."))?;
+        let key = policy.key(&token.key_id).filter(|key| !key.has_expired(now_ms));
+        if key.is_none() && !token.key_id.is_empty() {
+            return Err(unauthenticated("The key that made the token is gone or has expired."));
+        }
         let scopes = Scope::OF_END_USERS
             .into_iter()
             .filter(|scope| token.scopes.iter().any(|name| name == scope.name()))
@@ -214,6 +218,14 @@ impl Caller {
         match &self.principal {
             Principal::Operator(key_id) => Ok(key_id),
             _ => Err(Problem::forbidden("This call needs an operator's key.")),
+        }
+    }
+
+    /// The id of the key that calls; `None` for a token.
+    pub fn key_id(&self) -> Option<&str> {
+        match &self.principal {
+            Principal::Key(key_id) | Principal::Operator(key_id) => Some(key_id),
+            Principal::EndUser(_) => None,
         }
     }
 
@@ -329,7 +341,8 @@ mod tests {
     fn a_token_opens_its_users_feed_and_nothing_else() {
         let token = |tenant: &str, scopes: &[&str]| {
             let scopes = scopes.iter().map(ToString::to_string).collect();
-            UserToken { tenant: tenant.into(), user: "u".into(), scopes, expires_ms: 1_000 }.sign("00ff")
+            let (tenant, user, key_id) = (tenant.into(), "u".into(), String::new());
+            UserToken { tenant, user, scopes, expires_ms: 1_000, key_id }.sign("00ff")
         };
         let caller = call(&token("acme", &["inbox", "notify"]), None, 0).unwrap();
         assert_eq!(caller.require_user(Scope::Inbox, "u").unwrap().as_str(), "acme");
@@ -340,6 +353,19 @@ mod tests {
         assert_eq!(status(call(&token("acme", &["inbox"]), Some("acme"), 0)), 403);
         assert_eq!(status(call(&token("gone", &["inbox"]), None, 0)), 401);
         assert_eq!(status(call(&token("acme", &["inbox"]), None, 1_000)), 401);
+    }
+
+    #[test]
+    fn a_token_ends_with_the_key_that_made_it() {
+        let by = |key_id: &str| {
+            let (tenant, user, scopes) = ("acme".into(), "u".into(), vec!["inbox".into()]);
+            UserToken { tenant, user, scopes, expires_ms: 9_000, key_id: key_id.into() }.sign("00ff")
+        };
+        assert_eq!(status(call(&by("a"), None, 999)), 200);
+        assert_eq!(status(call(&by("a"), None, 1_000)), 401, "the key expires");
+        assert_eq!(status(call(&by("op"), None, 8_999)), 200, "an operator's key makes tokens too");
+        assert_eq!(status(call(&by("deleted"), None, 0)), 401);
+        assert_eq!(status(call(&by(""), None, 8_999)), 200, "made before tokens named their key");
     }
 
     #[test]

@@ -19,6 +19,13 @@ use crate::{
     topic::{Topic, TopicPartition},
 };
 
+/// The stages that give something up.
+pub const STAGES: [&str; 4] = ["orchestrator", "worker", "router", "ledger"];
+
+/// Why they do. What stands here never means anything else: letters are kept for long.
+pub const CAUSES: [&str; 7] =
+    ["attempts_exhausted", "expired", "undecodable", "poison", "unknown_audience", "damaged", "no_home"];
+
 /// Redrives that are remembered, the newest.
 const MAX_REDRIVES: usize = 1_000;
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::{
+    dead_letters::{CAUSES, STAGES},
     ids::NotificationId,
     ports::log::NewRecord,
     record::{
@@ -183,8 +184,10 @@ impl Outputs {
         self.record(at, envelope, batch.encode_to_vec().into());
     }
 
-    /// Adds a dead letter.
+    /// Adds a dead letter, of a stage and for a cause that [`crate::dead_letters`] names.
     pub fn dead(&mut self, tenant: &str, letter: DeadLetter) {
+        let is_known = STAGES.contains(&&*letter.stage) && CAUSES.contains(&&*letter.cause);
+        debug_assert!(is_known, "nobody could ask for letters of {} for {}", letter.stage, letter.cause);
         let at = TopicPartition { topic: Topic::Dead, partition: 0 };
         let envelope = self.envelope(Schema::DeadLetter, tenant);
         self.record(at, envelope, letter.encode_to_vec().into());

@@ -93,6 +93,13 @@ pub struct KeyRow {
     pub expires_ms: Option<u64>,
 }
 
+impl KeyRow {
+    /// Whether its time is over.
+    pub fn has_expired(&self, now_ms: u64) -> bool {
+        self.expires_ms.is_some_and(|expires_ms| expires_ms <= now_ms)
+    }
+}
+
 /// One version of a template.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TemplateRow {

@@ -31,6 +31,10 @@ pub struct UserToken {
     /// Milliseconds since the epoch.
     #[serde(rename = "e")]
     pub expires_ms: u64,
+    /// The id of the key that made it, with which it ends. Empty in those that were made before keys were named: they end
+    /// with their time only.
+    #[serde(rename = "k", default, skip_serializing_if = "String::is_empty")]
+    pub key_id: String,
 }
 
 /// What an unsubscribe link opts out of. It does not expire: old mail must stay unsubscribable.
@@ -172,7 +176,8 @@ mod tests {
     const SECRET: &str = "00112233";
 
     fn token() -> UserToken {
-        UserToken { tenant: "acme".into(), user: "ü 1".into(), scopes: vec!["inbox".into()], expires_ms: 1_000 }
+        let (tenant, user, key_id) = ("acme".into(), "ü 1".into(), "k".into());
+        UserToken { tenant, user, scopes: vec!["inbox".into()], expires_ms: 1_000, key_id }
     }
 
     #[test]

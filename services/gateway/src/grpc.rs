@@ -4,8 +4,13 @@ mod inbox;
 pub mod notifications;
 mod users;
 
-use axum::Router;
-use herald_api::{auth::Authenticated, descriptors, request_id::RequestId, status::status};
+use axum::{Router, middleware::from_fn_with_state};
+use herald_api::{
+    auth::{Authenticated, known_first},
+    descriptors,
+    request_id::RequestId,
+    status::status,
+};
 use herald_core::problem::Problem;
 use herald_proto::v1::{
     inbox_server::InboxServer, notifications_server::NotificationsServer, users_server::UsersServer,
@@ -27,6 +32,7 @@ pub fn routes(gateway: &Gateway) -> Router {
         .route_service("/herald.v1.Notifications/{rpc}", notifications)
         .route_service("/herald.v1.Users/{rpc}", users)
         .route_service("/herald.v1.Inbox/{rpc}", inbox)
+        .route_layer(from_fn_with_state(gateway.authenticator.clone(), known_first))
 }
 
 /// The health service, and reflection of the whole API. Health says NOT_SERVING from shutdown on.

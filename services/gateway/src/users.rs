@@ -279,7 +279,8 @@ impl Gateway {
             .secret(SIGNING_SECRET)
             .ok_or_else(|| Problem::unavailable("Tokens cannot be signed yet: the signing secret has not arrived."))?;
         let expires_ms = self.now_ms() + ttl_ms;
-        let token = UserToken { tenant: tenant.as_str().to_owned(), user: request.user_id, scopes, expires_ms };
+        let (tenant, key_id) = (tenant.as_str().to_owned(), who.caller.key_id().unwrap_or_default().to_owned());
+        let token = UserToken { tenant, user: request.user_id, scopes, expires_ms, key_id };
         Ok(v1::CreateUserTokenResponse { token: token.sign(secret), expires_at: Some(timestamp(expires_ms)) })
     }
 

@@ -9,7 +9,11 @@ use std::{
 };
 
 use anyhow::Context;
-use herald_api::{auth::Authenticator, routes::Routes};
+use axum::middleware::from_fn_with_state;
+use herald_api::{
+    auth::{Authenticator, known_first},
+    routes::Routes,
+};
 use herald_channels::email::mailbox::{MailStore, Mailbox, StoreLimits};
 use herald_control_plane::{bootstrap, dead_letters::DeadLetters, levels};
 use herald_core::{clock::World, policy::kind, secrets::SecretKeys};
@@ -472,7 +476,8 @@ pub fn control_plane_routes(
     let (templates, admin) = herald_control_plane::grpc::services(deps.clone());
     let grpc = axum::Router::new()
         .route_service("/herald.v1.Templates/{rpc}", templates)
-        .route_service("/herald.v1.Admin/{rpc}", admin);
+        .route_service("/herald.v1.Admin/{rpc}", admin)
+        .route_layer(from_fn_with_state(deps.authenticator.clone(), known_first));
     herald_control_plane::http::routes(deps).merge(grpc)
 }
 

@@ -30,6 +30,12 @@ pub fn development(directory: &Path, world: &World) -> anyhow::Result<SecretKeys
     read(&path)
 }
 
+/// The keys that lie in a data directory; `None` where there are none, as where they are configured.
+pub(crate) fn in_directory(directory: &Path) -> anyhow::Result<Option<SecretKeys>> {
+    let path = directory.join(DEV_FILE);
+    if path.exists() { read(&path).map(Some) } else { Ok(None) }
+}
+
 fn read(path: &Path) -> anyhow::Result<SecretKeys> {
     let named = || format!("the key file {} cannot be used", path.display());
     let text = std::fs::read_to_string(path).with_context(named)?;

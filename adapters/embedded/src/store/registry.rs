@@ -36,6 +36,44 @@ impl RegistryStore {
         row.map(|row| decode("policies", &row)).transpose()
     }
 
+    /// As [`Registry::list`], for who waits for nothing.
+    ///
+    /// # Errors
+    /// Where the rows cannot be read.
+    pub fn read(
+        &self,
+        kind: &str,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Versioned>, StoreError> {
+        let all = Key::of(Table::Policy).part(kind);
+        let end = policy(kind, prefix).end();
+        let mut begin = policy(kind, prefix);
+        if let Some(after) = after {
+            let behind = policy(kind, after).next();
+            if behind.bytes() > begin.bytes() {
+                begin = behind;
+            }
+        }
+        let mut found = Vec::new();
+        while found.len() < limit {
+            let rows = self.kv.scan(begin.bytes()..end.bytes(), Direction::Forward, SCAN_ROWS)?;
+            for (key, value) in &rows {
+                let name = Parts::after(key, all.bytes().len())?.rest()?;
+                let row: PolicyRow = decode("policies", value)?;
+                if row.value.is_some() && found.len() < limit {
+                    found.push(versioned(kind, name, row));
+                }
+                begin = policy(kind, name).next();
+            }
+            if rows.len() < SCAN_ROWS {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
     fn put_row(&self, kind: &str, key: &str, value: Option<Bytes>, expect: u64) -> Result<Written, StoreError> {
         let _held = self.writing.lock();
         let stored = self.row(kind, key)?.map_or(0, |row| row.version);
@@ -93,31 +131,7 @@ impl Registry for RegistryStore {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Versioned>, StoreError> {
-        let all = Key::of(Table::Policy).part(kind);
-        let end = policy(kind, prefix).end();
-        let mut begin = policy(kind, prefix);
-        if let Some(after) = after {
-            let behind = policy(kind, after).next();
-            if behind.bytes() > begin.bytes() {
-                begin = behind;
-            }
-        }
-        let mut found = Vec::new();
-        while found.len() < limit {
-            let rows = self.kv.scan(begin.bytes()..end.bytes(), Direction::Forward, SCAN_ROWS)?;
-            for (key, value) in &rows {
-                let name = Parts::after(key, all.bytes().len())?.rest()?;
-                let row: PolicyRow = decode("policies", value)?;
-                if row.value.is_some() && found.len() < limit {
-                    found.push(versioned(kind, name, row));
-                }
-                begin = policy(kind, name).next();
-            }
-            if rows.len() < SCAN_ROWS {
-                break;
-            }
-        }
-        Ok(found)
+        self.read(kind, prefix, after, limit)
     }
 
     async fn unpublished(&self, limit: usize) -> Result<Vec<Versioned>, StoreError> {

@@ -265,14 +265,16 @@ async fn a_revoked_key_ends_its_connections() {
     let world = World::new(LiveConfig { check_interval_ms: 20, ..LiveConfig::default() }).await;
     let mut events = world.connect(true, None).await;
     let mut socket = web_socket(world.address, "/v1/users/u/live", &[KEY]).await.unwrap();
-    let token = format!("/v1/users/u/live?token={}", world.token("u", &["inbox"]));
-    let mut kept = world.open(false, &token, &[]).await;
+    let by = |key: &str| format!("/v1/users/u/live?token={}", world.token_of(key, "u", &["inbox"]));
+    let mut kept = world.open(false, &by("hk_notify"), &[]).await;
+    let mut made_by_it = world.open(true, &by("hk_inbox"), &[]).await;
     world.revoke_keys();
     assert!(within(events.next()).await.is_none());
+    assert!(within(made_by_it.next()).await.is_none(), "what the key made ends with it");
     let Some(Ok(Message::Close(Some(close)))) = within(socket.next()).await else { panic!("no close") };
     assert_eq!(close.code, CloseCode::Policy);
     let new = world.write("u", 1, &mut Random(10)).await;
-    assert_eq!(ids(&receive(&mut kept, new.len()).await), new, "a token is not a key");
+    assert_eq!(ids(&receive(&mut kept, new.len()).await), new, "a token of another key goes on");
 }
 
 #[tokio::test]

@@ -64,3 +64,28 @@ async fn more_calls_at_once_than_allowed_are_refused_before_the_log() {
     assert_eq!((first.status.as_u16(), &first.body["deduplicated"]), (202, &json!(false)));
     assert_eq!((second.problem().0, second.problem().1, second.header("retry-after")), (503, "overloaded", Some("1")));
 }
+
+#[tokio::test]
+async fn what_is_too_long_for_http_is_refused_by_its_status_alone() {
+    let world = world();
+    let address = world.listen().await;
+    let ask = async |path: &str, header: &str| {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n");
+        socket.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let longest = format!("/{}", "x".repeat(65_533));
+    let answer = ask(&longest, "").await;
+    assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("application/problem+json"), "{answer}");
+    for (path, header, status) in [
+        (format!("{longest}x"), String::new(), "414"),
+        ("/v1/users".to_owned(), (0..64).map(|n| format!("X-{n}: x\r\n")).collect(), "431"),
+    ] {
+        let answer = ask(&path, &header).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+        assert!(answer.ends_with("\r\n\r\n") && !answer.contains("content-type"), "{answer}");
+    }
+}

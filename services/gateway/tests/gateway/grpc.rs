@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use herald_core::{policy::kind, record::Control};
 use herald_gateway::{Config, live::LiveConfig};
-use herald_proto::v1::{self, inbox_client::InboxClient, users_client::UsersClient};
+use herald_proto::v1::{
+    self, inbox_client::InboxClient, notifications_client::NotificationsClient, users_client::UsersClient,
+};
 use tonic::{Code, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_reflection::pb::v1::{
@@ -100,4 +102,37 @@ async fn a_live_stream_ends_with_its_key_and_with_the_gateway() {
     assert_eq!(revoked.get_mut().message().await.unwrap_err().code(), Code::Unauthenticated);
     world.shutdown.cancel();
     assert_eq!(kept.message().await.unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn who_is_not_known_is_refused_before_the_message_is_read() {
+    let world = world();
+    let channel = connect(&world).await;
+    let notify = async |key: &str| {
+        let mut raw = tonic::client::Grpc::new(channel.clone());
+        raw.ready().await.unwrap();
+        // On the wire this is a batch of one notification that breaks off.
+        let mut request = tonic::Request::new(bytes::Bytes::from_static(b"\x0a\xff"));
+        request.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
+        let codec: tonic_prost::ProstCodec<bytes::Bytes, v1::NotifyBatchResponse> = tonic_prost::ProstCodec::default();
+        let path = http::uri::PathAndQuery::from_static("/herald.v1.Notifications/NotifyBatch");
+        raw.unary(request, path, codec).await.unwrap_err()
+    };
+    assert_eq!(notify("hk_acme").await.code(), Code::Internal, "the message is read, and is none");
+    let refused = notify("hk_nobody").await;
+    assert_eq!((refused.code(), refused.message()), (Code::Unauthenticated, "There is no such key."));
+}
+
+#[tokio::test]
+async fn a_batch_of_very_many_is_refused_before_it_is_decoded() {
+    let world = world();
+    let mut client = NotificationsClient::new(connect(&world).await);
+    for (items, said) in [(1 << 16, "at most 1000"), ((1 << 16) + 1, "more than 65536 fields")] {
+        let batch = v1::NotifyBatchRequest { notifications: vec![v1::NotifyRequest::default(); items] };
+        let mut request = tonic::Request::new(batch);
+        request.metadata_mut().insert("authorization", "Bearer hk_acme".parse().unwrap());
+        let refused = client.notify_batch(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(format!("{refused:?}").contains(said), "{items}: {refused:?}");
+    }
 }

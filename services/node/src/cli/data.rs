@@ -127,8 +127,13 @@ impl Restore {
     }
 }
 
-/// Checks a data directory that no process uses: every checksum, offsets, rows, and the books; or a backup: that every
-/// file is there with its checksum. Exits with 8 where something does not hold.
+/// Checks a data directory that no process uses: every checksum, offsets, rows, the books, and whether a secrets.key in
+/// it opens the credentials of providers; or a backup: that every file is there with its checksum. Exits with 8 where
+/// something does not hold.
+///
+/// What a power cut may leave is no fault, since nothing is lost by it: one half of journal.mark, and a torn end of the
+/// journal or of the stores' own (store/*.jnl) behind what was synced. The keys of secrets.key_file are kept elsewhere, and
+/// are not looked at.
 #[derive(Debug, Args)]
 pub struct Verify {
     /// The data directory, or the backup.

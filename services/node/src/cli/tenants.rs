@@ -93,7 +93,7 @@ enum KeysAction {
         /// An operator's key instead, which may do everything.
         #[arg(long, conflicts_with = "scope")]
         operator: bool,
-        /// For people.
+        /// For people; keys of the same name are told apart by their ids.
         #[arg(long, default_value = "")]
         name: String,
         /// What it may do; may be repeated.
@@ -103,9 +103,9 @@ enum KeysAction {
         #[arg(long)]
         expires_at: Option<String>,
     },
-    /// Deletes a key; it opens nothing from then on.
+    /// Deletes a key; it opens nothing from then on, nor do the tokens of end users that it made.
     Delete {
-        /// The key's id, not the key.
+        /// The key's id, as the list has it: not the key, and not its name.
         key_id: String,
     },
 }

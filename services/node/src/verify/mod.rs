@@ -8,17 +8,18 @@ mod in_flight;
 
 use std::{path::Path, sync::Arc};
 
-use herald_core::ids::NotificationId;
+use herald_core::{ids::NotificationId, policy::kind, providers::ProviderRow};
 use herald_embedded::{
     data_dir::{DataDir, DataDirError},
     kv::fjall::{FjallConfig, FjallKv},
     log::inspect::{JournalReader, JournalSize},
-    store::{check::check_row, ledger::LedgerStore},
+    store::{check::check_row, ledger::LedgerStore, registry::RegistryStore},
 };
 use serde::Serialize;
 
 pub use self::backup::{BackupReport, verify_backup};
 use self::in_flight::InFlight;
+use crate::secrets;
 
 /// Faults that are listed; more are counted.
 const MAX_LISTED: usize = 1_000;
@@ -51,7 +52,7 @@ pub struct Report {
 /// Something that is not as it must be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Fault {
-    /// Where: `journal`, `stores`, `books` or `backup`.
+    /// Where: `journal`, `stores`, `secrets`, `books` or `backup`.
     pub part: &'static str,
     /// What.
     pub what: String,
@@ -79,6 +80,9 @@ pub fn verify(path: &Path) -> Result<Report, DataDirError> {
     // Without the stores nothing tells what they know; the journal is checked for itself then.
     let store_flush = stores.as_ref().map_or(u64::MAX, |stores| stores.last_flush());
     let journal = open_journal(&directory, store_flush, &mut report);
+    if let Some(stores) = &stores {
+        check_secrets(&directory, stores.clone(), &mut report);
+    }
     match (&journal, &stores) {
         (Some(journal), Some(stores)) => check_books(journal, stores.clone(), &mut report),
         _ => report.not_checked.push("books"),
@@ -137,6 +141,36 @@ fn open_journal(directory: &DataDir, store_flush: u64, report: &mut Report) -> O
         }
     }
     Some(journal)
+}
+
+/// Keys in the directory, such as `herald dev` makes, must open what providers' credentials were sealed with. Of keys that
+/// lie elsewhere nothing here tells which they are.
+fn check_secrets(directory: &DataDir, stores: Arc<FjallKv>, report: &mut Report) {
+    const MEND: &str = "put the file back as it was, or set the provider again with its credentials";
+    let keys = match secrets::in_directory(directory.path()) {
+        Ok(Some(keys)) => keys,
+        Ok(None) => return,
+        Err(error) => return report.fault("secrets", format!("{error:#}; {MEND}")),
+    };
+    let providers = match RegistryStore::new(stores).read(kind::PROVIDER, "", None, usize::MAX) {
+        Ok(providers) => providers,
+        Err(error) => return report.fault("secrets", format!("the providers cannot be read: {error}")),
+    };
+    for stored in providers {
+        let name = &stored.key;
+        let row: ProviderRow = match serde_json::from_slice(stored.value.as_deref().unwrap_or_default()) {
+            Ok(row) => row,
+            Err(error) => {
+                report.fault("stores", format!("provider {name} cannot be read: {error}"));
+                continue;
+            }
+        };
+        let opened = row.credentials.as_ref().map(|sealed| keys.open(&row.secret_context(), sealed));
+        if let Some(Err(error)) = opened {
+            let what = format!("secrets.key does not open the credentials of provider {name}: {error}; {MEND}");
+            report.fault("secrets", what);
+        }
+    }
 }
 
 /// Manifests minus receipts must be what is on its way, for each notification and channel, in count and in hash sum.

@@ -247,6 +247,15 @@ async fn verify_tells_what_is_on_its_way_from_what_is_lost() {
     std::fs::write(&segment, sound).unwrap();
     assert_eq!(said_of(&data).0, Some(0));
 
+    // A description that is not whole is none. Behind it stands a line's end, which says nothing.
+    let sound = std::fs::read(data.join("herald.json")).unwrap();
+    for (length, found) in [(sound.len() - 1, 0), (sound.len() - 2, 1)] {
+        std::fs::write(data.join("herald.json"), &sound[..length]).unwrap();
+        let (code, text) = said_of(&data);
+        assert!(code == Some(found) && (found == 0 || text.contains("herald.json is damaged")), "{text}");
+    }
+    std::fs::write(data.join("herald.json"), sound).unwrap();
+
     // A journal that ends in order and knows nothing of what the books say is on its way.
     let empty = directory.path().join("empty");
     let setup = Setup::new(&empty);
@@ -258,4 +267,37 @@ async fn verify_tells_what_is_on_its_way_from_what_is_lost() {
     }
     let (code, text) = said_of(&data);
     assert!(code == Some(8) && text.contains("0 are on their way"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_tells_that_a_key_does_not_open_what_was_sealed() {
+    let directory = tempfile::tempdir().unwrap();
+    let setup = Setup::new(&directory.path().join("data"));
+    let process = setup.start().await;
+    let credentials = directory.path().join("credentials.json");
+    std::fs::write(&credentials, r#"{"username": "herald", "password": "p"}"#).unwrap();
+    let put = ["providers", "put", "relay", "smtp://localhost:1", "--unchecked", "--json", "--credentials"];
+    answered(&operator(&setup, &[&put[..], &[text(&credentials)]].concat()));
+    process.kill();
+    verified(&setup.data);
+    let verify = || {
+        let arguments = ["verify", "--json", "--data", text(&setup.data)];
+        let output = Command::new(env!("CARGO_BIN_EXE_herald")).args(arguments).output().unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let fault = &report["faults"][0];
+        (output.status.code(), fault["part"].clone(), fault["what"].as_str().unwrap_or_default().to_owned())
+    };
+    let path = setup.data.join("secrets.key");
+    let key = std::fs::read_to_string(&path).unwrap();
+    let other = if key.starts_with('A') { format!("B{}", &key[1..]) } else { format!("A{}", &key[1..]) };
+    for (text, why) in
+        [(other.as_str(), "credentials of provider relay"), (&key[1..], "line 1 is no key"), ("", "no key")]
+    {
+        std::fs::write(&path, text).unwrap();
+        let (code, part, what) = verify();
+        assert!(code == Some(8) && part == "secrets" && what.contains(why), "{code:?} {part}: {what}");
+        assert!(what.contains("put the file back"), "{what}");
+    }
+    std::fs::write(&path, key).unwrap();
+    verified(&setup.data);
 }

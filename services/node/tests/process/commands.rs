@@ -117,6 +117,29 @@ async fn templates_tenants_and_keys_are_kept_from_the_command_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_operators_key_is_replaced_by_one_of_the_same_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let setup = Setup::new(&directory.path().join("data"));
+    let _process = setup.start().await;
+    let create = ["keys", "create", "--operator", "--name", "ops", "--json"];
+    let older = answered(&operator(&setup, &create));
+    let as_older = |arguments: &[&str]| herald_as(&setup, older["key"].as_str().unwrap(), arguments);
+    let newer = answered(&as_older(&create));
+    let as_newer = |arguments: &[&str]| herald_as(&setup, newer["key"].as_str().unwrap(), arguments);
+    let listed = said(&as_newer(&["keys", "list"]));
+    let (older_id, newer_id) = (older["key_id"].as_str().unwrap(), newer["key_id"].as_str().unwrap());
+    assert!(listed.contains(older_id) && listed.contains(newer_id) && listed.matches(" ops ").count() == 2, "{listed}");
+
+    let by_name = as_newer(&["keys", "delete", "ops"]);
+    assert!(by_name.status.code() == Some(4) && said(&by_name).contains("no such key"), "{}", said(&by_name));
+    assert!(as_newer(&["keys", "delete", older_id]).status.success());
+    assert_eq!(as_older(&["keys", "list"]).status.code(), Some(5));
+    assert!(as_newer(&["keys", "delete", "dev_admin"]).status.success());
+    let last = as_newer(&["keys", "delete", newer_id]);
+    assert!(last.status.code() == Some(3) && said(&last).contains("Create another one first"), "{}", said(&last));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_failure_has_its_exit_code_and_says_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     let setup = Setup::new(&directory.path().join("data"));
@@ -233,6 +256,13 @@ async fn limits_are_set_and_deleted_from_the_command_line() {
     let set = ["limits", "set", "tenant=demo", "channel=email", "--per-second", "5", "--burst", "7", "--json"];
     let limit = answered(&operator(&setup, &set));
     assert_eq!((limit["per_second"].as_f64(), &limit["scope"]["channel"]), (Some(5.0), &json!("email")));
+    let wrong = operator(&setup, &["limits", "set", "provider=stmp", "--per-second", "5"]);
+    assert_eq!(wrong.status.code(), Some(3));
+    assert!(
+        said(&wrong).contains("no such provider") && said(&wrong).contains("Those that there are: "),
+        "{}",
+        said(&wrong)
+    );
     let everything = answered(&operator(&setup, &["limits", "set", "all", "--per-second", "1000", "--json"]));
     assert_eq!(everything["scope"]["tenant"], json!(null));
     let listed = operator(&setup, &["limits", "list"]);

@@ -121,6 +121,10 @@ struct World {
     other: String,
     /// A token of an end user of `demo` who is not `theirs`.
     token: String,
+    /// The other tenant's token of its own `theirs`.
+    namesake: String,
+    /// A token of `theirs`, whose key is deleted.
+    orphan: String,
 }
 
 /// One way to make a call.
@@ -304,10 +308,45 @@ async fn routes(port: u16) -> Vec<(String, Way)> {
     routes
 }
 
+/// A token of a user, made by a key.
+async fn token(port: u16, key: &str, user: &str) -> String {
+    let (path, body) = (format!("/v1/users/{user}/tokens"), json!({"scopes": ["inbox", "preferences"]}));
+    let answer = send(port, "POST", &path, &[("Authorization", &format!("Bearer {key}"))], Some(&body)).await;
+    answer.json()["token"].as_str().unwrap().to_owned()
+}
+
+/// A token of `theirs` that opened their inbox until its key was deleted.
+async fn orphan(world: &World) -> String {
+    let key = json!({"tenant_id": "demo", "name": "short-lived", "scopes": ["tokens"]});
+    let key = world.operator("POST", "/v1/admin/keys", Some(key)).await;
+    let token = token(world.port, key["key"].as_str().unwrap(), "theirs").await;
+    let headers = [("Authorization", &*format!("Bearer {token}"))];
+    assert_eq!(send(world.port, "GET", "/v1/users/theirs/inbox", &headers, None).await.status, 200);
+    world.operator("DELETE", &format!("/v1/admin/keys/{}", key["key_id"].as_str().unwrap()), None).await;
+    token
+}
+
+/// Whether a call came to something of the caller's own.
+fn is_home(came: &Came) -> bool {
+    match came {
+        Came::Done(answer) => !answer.contains(CANARY),
+        // A browser's feed over HTTP asks for an upgrade once the caller is known.
+        Came::Otherwise(problem) => problem.contains("upgrade_required"),
+        _ => false,
+    }
+}
+
 /// A tenant `demo` with something of everything, a second tenant, and who calls.
 async fn world(setup: &Setup) -> (World, Owned) {
     let grpc = Endpoint::from_shared(format!("http://127.0.0.1:{}", setup.port)).unwrap().connect_lazy();
-    let mut world = World { port: setup.port, grpc, other: String::new(), token: String::new() };
+    let mut world = World {
+        port: setup.port,
+        grpc,
+        other: String::new(),
+        token: String::new(),
+        namesake: String::new(),
+        orphan: String::new(),
+    };
     world.operator("PUT", "/v1/admin/tenants/other", Some(json!({"name": "Other"}))).await;
     let scopes = herald_core::auth::TENANT_SCOPES;
     let key = json!({"tenant_id": "other", "name": "all", "scopes": scopes});
@@ -324,9 +363,9 @@ async fn world(setup: &Setup) -> (World, Owned) {
     world.demo("POST", "/v1/topics/theirs/subscribers", Some(json!({"user_ids": ["theirs"]}))).await;
     let notify = json!({"template_id": "theirs", "audience": {"users": ["theirs"]}});
     let request = world.demo("POST", "/v1/notify", Some(notify)).await["request_id"].as_str().unwrap().to_owned();
-    let token = json!({"scopes": ["inbox", "preferences"]});
-    let token = world.demo("POST", "/v1/users/ben/tokens", Some(token)).await;
-    world.token = token["token"].as_str().unwrap().to_owned();
+    world.token = token(setup.port, "hk_dev_demo", "ben").await;
+    world.namesake = token(setup.port, &world.other, "theirs").await;
+    world.orphan = orphan(&world).await;
     let erasure = world.demo("DELETE", "/v1/users/gone", None).await["erasure_id"].as_str().unwrap().to_owned();
     let (mut owned, deadline) = (Owned { request, instance: String::new(), erasure }, Instant::now() + PATIENCE);
     loop {
@@ -363,7 +402,9 @@ async fn no_route_and_no_method_reaches_another_tenant() {
     }
     let before = world.everything(&owned).await;
 
-    let (other, token) = (format!("Bearer {}", world.other), format!("Bearer {}", world.token));
+    let bearer = |key: &str| format!("Bearer {key}");
+    let (other, token) = (bearer(&world.other), bearer(&world.token));
+    let (namesake, orphan) = (bearer(&world.namesake), bearer(&world.orphan));
     for case in &cases {
         for (_, way) in ways.iter().filter(|(name, _)| name == case.0) {
             let told = |came: &Came| format!("{case:?}: {came:?}");
@@ -373,6 +414,13 @@ async fn no_route_and_no_method_reaches_another_tenant() {
             assert!(matches!(came, Came::Forbidden), "another tenant named {}", told(&came));
             let came = world.call(way, case, &[("Authorization", &token)]).await;
             assert!(matches!(came, Came::Forbidden), "another user's token {}", told(&came));
+            let came = world.call(way, case, &[("Authorization", &namesake), ("Herald-Tenant", "demo")]).await;
+            assert!(matches!(came, Came::Forbidden), "another tenant's token that names this one {}", told(&came));
+            let came = world.call(way, case, &[("Authorization", &namesake)]).await;
+            let leads_home = case.2 == Home && is_home(&came);
+            assert!(leads_home || matches!(came, Came::Forbidden), "another tenant's token {}", told(&came));
+            let came = world.call(way, case, &[("Authorization", &orphan)]).await;
+            assert!(matches!(came, Came::Unauthenticated), "a token of a deleted key {}", told(&came));
         }
     }
     for case in &cases {
@@ -380,9 +428,7 @@ async fn no_route_and_no_method_reaches_another_tenant() {
             let came = world.call(way, case, &[("Authorization", &other)]).await;
             let as_it_must = match (case.2, &came) {
                 (Nowhere, Came::Unknown) | (Refused, Came::Forbidden) => true,
-                (Home, Came::Done(answer)) => !answer.contains(CANARY),
-                // A browser's feed over HTTP asks for an upgrade once the caller is known.
-                (Home, Came::Otherwise(problem)) => problem.contains("upgrade_required"),
+                (Home, came) => is_home(came),
                 _ => false,
             };
             assert!(as_it_must, "{case:?}: {came:?}");

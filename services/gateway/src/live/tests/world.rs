@@ -181,8 +181,14 @@ impl World {
     }
 
     pub fn token(&self, user: &str, scopes: &[&str]) -> String {
+        self.token_of("hk_notify", user, scopes)
+    }
+
+    /// A token that a key made.
+    pub fn token_of(&self, key_id: &str, user: &str, scopes: &[&str]) -> String {
         let scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
-        UserToken { tenant: self.tenant.to_string(), user: user.into(), scopes, expires_ms: 2_000 }.sign(SECRET)
+        let (tenant, user, key_id) = (self.tenant.to_string(), user.into(), key_id.into());
+        UserToken { tenant, user, scopes, expires_ms: 2_000, key_id }.sign(SECRET)
     }
 
     pub fn revoke_keys(&self) {

@@ -202,7 +202,7 @@ mod tests {
             spike += u32::from(served == "spike");
             gone = Some(served).filter(|key| *key != "spike");
         }
-        assert!((30..=60).contains(&spike), "{spike}");
+        assert!(spike >= 20, "two thirds of a third at least: {spike}");
     }
 
     proptest! {

@@ -7,6 +7,7 @@ mod certificates;
 mod clients;
 mod collector;
 mod commands;
+mod container;
 mod erasure;
 mod full_disk;
 mod http;

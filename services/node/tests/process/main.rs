@@ -14,6 +14,7 @@ mod http;
 mod import;
 mod kill;
 mod metrics;
+mod one_node;
 mod power_cut;
 mod providers;
 mod redrive;

@@ -1,7 +1,13 @@
-# Builds Herald and puts the one binary into a small image. Data is kept in /var/lib/herald.
+# Builds Herald and puts the one binary into a small image. It runs one node, with its data in /var/lib/herald.
 #
 #   docker build -t herald .
-#   docker run -p 8080:8080 -v herald:/var/lib/herald herald
+#   (umask 077; echo "hk_root_$(openssl rand -hex 16)" >operator.key) && sudo chown 10001 operator.key
+#   docker run -p 8080:8080 -v herald:/var/lib/herald -v "$PWD/operator.key:/etc/herald/operator.key:ro" herald
+#
+# The file holds the first operator's key, with which tenants and all other keys are made; without it the image does not
+# start. Settings are variables, such as -e HERALD_EMAIL__URL=smtp://mail.example.org, or a file: mount it at
+# /etc/herald/herald.toml, name the operator_key_file in it, and put behind the image's name
+# "run --config /etc/herald/herald.toml". Where data lies and what is listened on comes from below all the same.
 FROM rust:1.95-slim-bookworm AS build
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
@@ -25,4 +31,4 @@ VOLUME ["/var/lib/herald"]
 # SIGTERM drains; the orchestrator should allow more than stop_deadline_ms for it.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/herald"]
-CMD ["run"]
+CMD ["run", "--no-config", "--set", "operator_key_file=/etc/herald/operator.key"]

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -30,19 +30,133 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
     names.filter(|name| name.starts_with("herald_") && !name.ends_with('_')).map(str::to_owned).collect()
 }
 
-/// The metrics of `docs/metrics.md`, each with the names of its samples.
-fn documented() -> BTreeSet<String> {
+/// The samples of the metrics of `docs/metrics.md`, each with its labels.
+fn documented() -> BTreeMap<String, BTreeSet<String>> {
     let page = read("docs/metrics.md");
-    let mut names = BTreeSet::new();
+    let mut samples = BTreeMap::new();
     for line in page.lines().filter(|line| line.starts_with("| `herald_")) {
-        let name = line.split('`').nth(1).unwrap();
-        names.insert(name.to_owned());
-        if line.contains("| histogram |") {
-            names.extend(["_bucket", "_count", "_sum"].map(|suffix| format!("{name}{suffix}")));
+        let columns: Vec<&str> = line.split('|').map(str::trim).collect();
+        let (name, labels) = (columns[1].trim_matches('`'), words_of(columns[3]));
+        if columns[2] == "histogram" {
+            samples.insert(format!("{name}_bucket"), labels.iter().cloned().chain(["le".to_owned()]).collect());
+            samples.extend(["_count", "_sum"].map(|suffix| (format!("{name}{suffix}"), labels.clone())));
+        }
+        samples.insert(name.to_owned(), labels);
+    }
+    assert!(samples.len() > 30, "{samples:?}");
+    samples
+}
+
+/// The names in a list, whatever is between them.
+fn words_of(list: &str) -> BTreeSet<String> {
+    let names = list.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+/// What labels an expression uses that its metrics do not have.
+fn unknown_labels(expression: &str, documented: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+    let mut unknown = Vec::new();
+    let mut check = |metric: &str, labels: BTreeSet<String>| {
+        // Prometheus itself adds these.
+        let known = |label: &String| {
+            ["job", "instance"].contains(&label.as_str())
+                || documented.get(metric).is_some_and(|labels| labels.contains(label))
+        };
+        unknown.extend(labels.into_iter().filter(|label| !known(label)).map(|label| format!("{label} of {metric}")));
+    };
+    // What is compared: the names before the quoted values in braces behind a metric.
+    for (at, _) in expression.match_indices('{') {
+        let before = &expression[..at];
+        let metric = &before[before.rfind(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).map_or(0, |i| i + 1)..];
+        if documented.contains_key(metric) {
+            let matchers: Vec<&str> = expression[at + 1..].split('"').collect();
+            let end = matchers.iter().step_by(2).position(|part| part.contains('}')).unwrap();
+            check(metric, matchers.iter().step_by(2).take(end).flat_map(|part| words_of(part)).collect());
         }
     }
-    assert!(names.len() > 30, "{names:?}");
-    names
+    // What is grouped by: the labels behind `by`, of every metric in the parentheses behind them.
+    for (at, by) in expression.match_indices("by (") {
+        let (labels, operand) = expression[at + by.len()..].split_once(')').unwrap();
+        let mut depth = 0;
+        let closed = operand.char_indices().find(|(_, c)| {
+            depth += i32::from(*c == '(') - i32::from(*c == ')');
+            depth == 0 && *c == ')'
+        });
+        let operand = &operand[..closed.map(|(end, _)| end).expect("labels stand before what they group")];
+        for metric in metrics_in(operand) {
+            check(&metric, words_of(labels));
+        }
+    }
+    unknown
+}
+
+/// The labels that are left of an expression's samples.
+fn labels_left(expression: &str) -> BTreeSet<String> {
+    let groups = expression.split("by (").skip(1).filter_map(|rest| rest.split_once(')'));
+    groups.flat_map(|(labels, _)| words_of(labels)).collect()
+}
+
+/// The names of labels that a text shows, each behind `start` and before `}}`.
+fn shown_labels(text: &str, start: &str) -> BTreeSet<String> {
+    let behind = text.split(start).skip(1).filter_map(|rest| rest.split(|c: char| !c.is_ascii_lowercase()).next());
+    behind.filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+/// Expressions that operators are given, each with where it is and what is shown of its labels.
+fn expressions() -> Vec<(String, String, BTreeSet<String>)> {
+    let mut all = Vec::new();
+    let rules = read(RULES);
+    for rule in rules.split("\n      - ").skip(1) {
+        let name = rule.lines().next().unwrap();
+        let Some((_, rest)) = rule.split_once("expr:") else { continue };
+        let ends = ["\n        for:", "\n        labels:"].iter().filter_map(|end| rest.find(end)).min();
+        let expression = rest[..ends.unwrap_or(rest.len())].to_owned();
+        all.push((format!("{RULES}: {name}"), expression, shown_labels(rule, "$labels.")));
+    }
+    let dashboard: serde_json::Value = serde_json::from_str(&read("deploy/grafana/herald.json")).unwrap();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().unwrap() {
+            let (expression, legend) =
+                (target["expr"].as_str().unwrap(), target["legendFormat"].as_str().unwrap_or(""));
+            all.push((format!("dashboard: {}", panel["title"]), expression.to_owned(), shown_labels(legend, "{{")));
+        }
+    }
+    for entry in fs::read_dir(root().join("docs/runbooks")).unwrap() {
+        let page = format!("docs/runbooks/{}", entry.unwrap().file_name().into_string().unwrap());
+        let text = read(&page);
+        let spans = text.split('`').skip(1).step_by(2);
+        let queries = spans.filter(|span| span.contains("herald_") && span.contains(['(', '{']));
+        all.extend(queries.map(|query| (page.clone(), query.replace('\n', " "), BTreeSet::new())));
+    }
+    all
+}
+
+#[test]
+fn the_labels_that_operators_ask_for_exist() {
+    let documented = documented();
+    let all = expressions();
+    assert!(all.len() > 50 && all.iter().any(|(place, ..)| place.starts_with("docs/runbooks")), "{all:?}");
+    for (place, expression, shown) in all {
+        let unknown = unknown_labels(&expression, &documented);
+        assert!(unknown.is_empty(), "{place}: {expression}: docs/metrics.md knows no {unknown:?}");
+        let left = labels_left(&expression);
+        assert!(shown.is_subset(&left), "{place} shows {shown:?} of {left:?}");
+    }
+}
+
+#[test]
+fn a_label_that_is_not_there_is_told() {
+    let documented = documented();
+    let told = |expression: &str| unknown_labels(expression, &documented);
+    let by =
+        "sum by (channel, provider) (rate(herald_instances_ended_total[15m])) / sum(herald_provider_instances_total)";
+    assert_eq!(told(by), ["provider of herald_instances_ended_total"]);
+    assert_eq!(
+        told("rate(herald_send_seconds_bucket{le=\"5\",tenant=~\"a}b\"}[5m])"),
+        ["tenant of herald_send_seconds_bucket"]
+    );
+    assert_eq!(told("max by (le, channel) (herald_send_seconds_bucket{job=\"herald\", provider!~\"x,y\"})"), [""; 0]);
+    assert_eq!(told("sum by (le) (herald_send_seconds_count)"), ["le of herald_send_seconds_count"]);
 }
 
 #[test]
@@ -74,7 +188,7 @@ fn whatever_operators_look_at_exists() {
     }
     for page in pages {
         let named = metrics_in(&read(&page));
-        let unknown: Vec<&String> = named.difference(&documented).collect();
+        let unknown: Vec<&String> = named.iter().filter(|name| !documented.contains_key(*name)).collect();
         assert!(unknown.is_empty(), "{page} names {unknown:?}, which docs/metrics.md does not");
     }
     let dashboard: serde_json::Value = serde_json::from_str(&read("deploy/grafana/herald.json")).unwrap();

@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, path::PathBuf};
 
 use anyhow::Context;
-use clap::{Args, Command};
+use clap::{ArgAction, Args, Command};
 use clap_complete::Shell;
 
 use super::{
@@ -89,7 +89,8 @@ fn section(page: &mut String, above: &str, command: &Command) {
     let _written = write!(page, "\n## `{name}`\n\n{about}\n");
     let own = |argument: &&clap::Arg| {
         let inherited = argument.get_help_heading() == Some(client::HEADING);
-        !inherited && !argument.is_hide_set() && !matches!(argument.get_id().as_str(), "help" | "version")
+        let help = matches!(argument.get_action(), ArgAction::Help | ArgAction::HelpShort | ArgAction::HelpLong);
+        !inherited && !argument.is_hide_set() && !help
     };
     table(page, command.get_arguments().filter(own));
     for command in subcommands {

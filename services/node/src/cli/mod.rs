@@ -21,6 +21,8 @@ mod templates;
 mod tenants;
 mod terms;
 mod topics;
+#[cfg(test)]
+mod written;
 
 use std::{ffi::OsString, process::ExitCode};
 

@@ -147,16 +147,25 @@ pub struct Run {
 }
 
 impl Run {
+    /// Nobody runs on the defaults without having said so.
+    ///
+    /// # Errors
+    /// If there is neither a configuration file nor `--no-config`.
+    pub(super) fn refuse_without_settings(&self) -> Result<(), Failure> {
+        if self.settings.config.is_some() || self.no_config {
+            return Ok(());
+        }
+        let missing = "herald run needs --config FILE (herald config --defaults prints one to begin with), or \
+                       --no-config to run on the environment and flags alone; to try Herald, use herald dev";
+        Err(Failure::Usage(missing.into()))
+    }
+
     /// Runs until a signal.
     ///
     /// # Errors
     /// If it cannot start, or something failed while it ran.
     pub async fn run(self) -> Result<(), Failure> {
-        if self.settings.config.is_none() && !self.no_config {
-            let missing = "herald run needs --config FILE (herald config --defaults prints one to begin with), or \
-                           --no-config to run on the environment and flags alone; to try Herald, use herald dev";
-            return Err(Failure::Usage(missing.into()));
-        }
+        self.refuse_without_settings()?;
         logging::start("info");
         let roles = (!self.roles.is_empty()).then(|| Value::Array(self.roles.into_iter().map(Value::String).collect()));
         let flags = [

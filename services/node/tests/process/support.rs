@@ -49,6 +49,12 @@ impl Chance {
     }
 }
 
+/// Ports that are free now; nobody else on this machine is given them while the listeners were just closed.
+pub fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
+}
+
 /// How a process is started.
 #[derive(Clone)]
 pub struct Setup {
@@ -61,8 +67,7 @@ pub struct Setup {
 
 impl Setup {
     pub fn new(data: &Path) -> Self {
-        // The port is free now; nobody else on this machine is given it while the listener was just closed.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let [port] = free_ports();
         Self { data: data.to_owned(), port, smtp: None, settings: Vec::new(), environment: Vec::new() }
     }
 

@@ -59,7 +59,7 @@ pub(crate) async fn face() -> Face {
 }
 
 fn router_of(deps: &Deps, audit: Arc<FakeAudit>, world: World, finish: Finish) -> Router {
-    http::routes(deps.clone()).into_router().layer(Auditing::new(audit, world)).layer(finish)
+    http::routes(deps.clone()).into_router().layer(Auditing::new(audit, world, Arc::default())).layer(finish)
 }
 
 impl Face {

@@ -122,7 +122,8 @@ async fn without_cassandra_what_needs_no_key_is_accepted() {
         let switched = process.operator(&["switch", "off", "channel=push", "--reason", "the stores are away"]);
         assert!(switched.status.success(), "{}", said(&switched));
         let words = said(&switched);
-        assert!(words.contains("at least 0 messages") && words.contains("1 of 1 processes run it"), "{words}");
+        // A worker that waits for the stores takes it up when it next decides.
+        assert!(words.contains("at least 0 messages") && words.contains("of 1 processes run it"), "{words}");
         vec![accepted(&plain), accepted(&notify(process, &[], json!({})).await)]
     };
     let log = without(Server::Cassandra, meanwhile, async |process: &Running| {

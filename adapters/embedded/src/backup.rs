@@ -102,8 +102,8 @@ pub enum BackupError {
     },
     /// The disk would become too full.
     #[error(
-        "{free_bytes} bytes are free where the backup goes, and {reserve_bytes} must stay free; make room, or choose a \
-         directory on another disk"
+        "{free_bytes} bytes are free where the backup goes, too few for it and the {reserve_bytes} that must stay free; make \
+         room, or choose a directory on another disk"
     )]
     NoRoom {
         /// What is free.

@@ -49,8 +49,12 @@ pub(crate) fn limit_note(limit: &v1::Limit) -> AuditNote {
 }
 
 /// What the audit log says of a tenant that was put.
-pub(crate) fn tenant_note(tenant_id: &str, name: &str) -> AuditNote {
-    AuditNote { tenant: Some(tenant_id.to_owned()), detail: format!("name={name}") }
+pub(crate) fn tenant_note(tenant: &v1::Tenant) -> AuditNote {
+    let quota = tenant.quota.as_ref().map_or_else(
+        || "no quota".to_owned(),
+        |quota| format!("quota per_second={} burst={}", quota.per_second, quota.burst.unwrap_or_default()),
+    );
+    AuditNote { tenant: Some(tenant.tenant_id.clone()), detail: format!("name={} {quota}", tenant.name) }
 }
 
 /// What the audit log says of a key that was made.

@@ -71,7 +71,7 @@ pub async fn ensure_operator(publisher: &Publisher, key: &str) -> Result<(), Pro
 /// `herald dev` says that it has them. For loopback only: the keys are public.
 pub async fn ensure_dev(publisher: &Publisher) -> Result<(), Problem> {
     if publisher.get::<TenantRow>(kind::TENANT, DEV_TENANT).await?.is_none() {
-        tenants::put(publisher, DEV_TENANT, "Demo", None).await?;
+        tenants::put(publisher, DEV_TENANT, "Demo", None, None).await?;
     }
     let scopes: Vec<String> = TENANT_SCOPES.iter().map(ToString::to_string).collect();
     for (key, tenant_id, scopes) in [(DEV_KEY, Some(DEV_TENANT), scopes), (DEV_ADMIN_KEY, None, Vec::new())] {

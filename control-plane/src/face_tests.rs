@@ -59,7 +59,7 @@ pub(crate) async fn face() -> Face {
 }
 
 fn router_of(deps: &Deps, audit: Arc<FakeAudit>, world: World, finish: Finish) -> Router {
-    http::routes(deps.clone()).into_router().layer(Auditing::new(audit, world)).layer(finish)
+    http::routes(deps.clone()).into_router().layer(Auditing::new(audit, world, Arc::default())).layer(finish)
 }
 
 impl Face {
@@ -124,7 +124,7 @@ const TEMPLATE_CALLS: [(&str, &str); 6] = [
 async fn the_audit_log_says_what_was_changed_and_for_whom() {
     let face = face().await;
     for (method, path, body) in [
-        ("PUT", "/v1/admin/tenants/acme", json!({"name": "Acme"})),
+        ("PUT", "/v1/admin/tenants/acme", json!({"name": "Acme", "quota": {"per_second": 2}})),
         ("PUT", "/v1/admin/limits", json!({"scope": {"tenant": "acme", "channel": "email"}, "per_second": 0})),
         ("POST", "/v1/admin/keys", json!({"tenant_id": "acme", "name": "n", "scopes": ["notify", "status"]})),
     ] {
@@ -135,7 +135,12 @@ async fn the_audit_log_says_what_was_changed_and_for_whom() {
         answer["entries"].as_array().unwrap().iter().map(|entry| entry["detail"].as_str().unwrap()).collect();
     let told = |what: &str| details.iter().any(|detail| detail.contains(what));
     assert_eq!(details.len(), 3, "{details:?}");
-    assert!(told("name=Acme") && told("channel=email per_second=0") && told("scopes=notify,status"), "{details:?}");
+    assert!(
+        told("name=Acme quota per_second=2 burst=2")
+            && told("channel=email per_second=0")
+            && told("scopes=notify,status"),
+        "{details:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -288,7 +293,7 @@ async fn the_grpc_face_keeps_the_same_rules() {
     let nobody = admin.put_tenant(tonic::Request::new(tenant.clone())).await.unwrap_err();
     assert_eq!(nobody.code(), tonic::Code::Unauthenticated);
     let stored = admin.put_tenant(grpc_request(DEV_ADMIN_KEY, tenant)).await.unwrap().into_inner();
-    assert_eq!((stored.name.as_str(), stored.version), ("Acme", 1));
+    assert_eq!((stored.name.as_str(), stored.version), ("Acme", Some(1)));
 
     let in_app = v1::InAppTemplate { title: None, body: Some("Hi {{user.id}}".into()) };
     let channels = v1::TemplateChannels { in_app: Some(in_app), ..Default::default() };
@@ -410,4 +415,33 @@ async fn a_tenant_has_the_quota_that_was_put_last() {
     assert_eq!((status.as_u16(), &problem["errors"][0]["field"]), (400, &json!("quota.burst")));
     let (_, tenant) = put(json!({"name": "Demo"})).await;
     assert_eq!(tenant["quota"], Value::Null);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tenant_that_somebody_else_changed_is_not_written_over() {
+    let face = face().await;
+    let put = async |id: &str, body: Value| {
+        let (status, answer) = face.as_key(DEV_ADMIN_KEY, "PUT", &format!("/v1/admin/tenants/{id}"), body).await;
+        (status.as_u16(), answer)
+    };
+    let (_, read) = face.as_key(DEV_ADMIN_KEY, "GET", "/v1/admin/tenants/demo", Value::Null).await;
+    let (_, theirs) = put("demo", json!({"name": "Theirs", "quota": {"per_second": 1}})).await;
+    for version in [read["version"].clone(), json!(0)] {
+        let (status, problem) = put("demo", json!({"name": "Ours", "version": version})).await;
+        assert_eq!(
+            (status, &problem["code"], &problem["errors"][0]["field"]),
+            (409, &json!("version_mismatch"), &json!("version"))
+        );
+    }
+    let (status, ours) = put("demo", json!({"name": "Ours", "version": theirs["version"]})).await;
+    assert_eq!((status, &ours["name"]), (200, &json!("Ours")));
+    assert_eq!(put("new", json!({"version": 1})).await.0, 409, "there is none");
+    assert_eq!(put("new", json!({"version": 0})).await.0, 200);
+
+    let admin = grpc::AdminService::new(face.deps.clone());
+    let stale = v1::Tenant { tenant_id: "demo".into(), version: Some(1), ..Default::default() };
+    let refused = admin.put_tenant(grpc_request(DEV_ADMIN_KEY, stale.clone())).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Aborted);
+    let whatever = v1::Tenant { version: None, ..stale };
+    admin.put_tenant(grpc_request(DEV_ADMIN_KEY, whatever)).await.unwrap();
 }

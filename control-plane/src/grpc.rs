@@ -185,12 +185,13 @@ impl Admin for AdminService {
     async fn put_tenant(&self, request: Request<v1::Tenant>) -> Result<Response<v1::Tenant>, Status> {
         let mut answered = answer(&self.0, request, async |call: Call<v1::Tenant>| {
             call.caller.require_operator()?;
-            let v1::Tenant { tenant_id, name, quota, .. } = call.message;
+            let v1::Tenant { tenant_id, name, quota, version, .. } = call.message;
             let quota = quota.map(|quota| NewQuota { per_second: Some(quota.per_second), burst: quota.burst });
-            Ok(messages::tenant(tenants::put(&self.0.publisher, &tenant_id, &name, quota).await?))
+            let version = version.map(u64::from);
+            Ok(messages::tenant(tenants::put(&self.0.publisher, &tenant_id, &name, quota, version).await?))
         })
         .await?;
-        let note = audit::tenant_note(&answered.get_ref().tenant_id, &answered.get_ref().name);
+        let note = audit::tenant_note(answered.get_ref());
         answered.extensions_mut().insert(note);
         Ok(answered)
     }

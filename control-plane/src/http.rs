@@ -228,8 +228,10 @@ async fn put_tenant(
     let body: TenantBody = body.read()?;
     same_id("tenant_id", &tenant_id, body.tenant_id.as_deref())?;
     let quota = body.quota.map(NewQuota::from);
-    let stored = tenants::put(&deps.publisher, &tenant_id, &body.name, quota).await?;
-    Ok((Extension(audit::tenant_note(&tenant_id, &body.name)), Json(stored.into())))
+    let version = body.version.map(u64::from);
+    let stored = tenants::put(&deps.publisher, &tenant_id, &body.name, quota, version).await?;
+    let note = audit::tenant_note(&messages::tenant(stored.clone()));
+    Ok((Extension(note), Json(stored.into())))
 }
 
 async fn get_tenant(

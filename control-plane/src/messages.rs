@@ -95,7 +95,7 @@ pub fn tenant((row, version): (TenantRow, u64)) -> v1::Tenant {
     v1::Tenant {
         tenant_id: row.tenant_id,
         name: row.name,
-        version: u32::try_from(version).unwrap_or(u32::MAX),
+        version: Some(u32::try_from(version).unwrap_or(u32::MAX)),
         created_at: Some(timestamp(row.created_ms)),
         updated_at: Some(timestamp(row.updated_ms)),
         quota: row.quota.map(|QuotaRow { per_second, burst }| v1::Quota { per_second, burst: Some(burst) }),

@@ -11,7 +11,7 @@ use herald_core::{
         log::{Identity, Log, NewRecord},
         registry::{Registry, Versioned, Written},
     },
-    problem::{Kind, Problem},
+    problem::{FieldError, Kind, Problem},
     record::Control,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -88,12 +88,29 @@ impl Publisher {
         &self,
         kind: &str,
         key: &str,
+        decide: impl FnMut(Option<T>) -> Result<T, Problem>,
+    ) -> Result<(T, u64), Problem> {
+        self.update_version(kind, key, None, decide).await
+    }
+
+    /// As [`Publisher::update`], of this version only, if one is given (0 where there must be none); 409 if another one is
+    /// stored.
+    pub async fn update_version<T: Serialize + DeserializeOwned>(
+        &self,
+        kind: &str,
+        key: &str,
+        version: Option<u64>,
         mut decide: impl FnMut(Option<T>) -> Result<T, Problem>,
     ) -> Result<(T, u64), Problem> {
         for _ in 0..MAX_ATTEMPTS {
             let stored = self.registry.get(kind, key).await?;
             let expect = stored.as_ref().map_or(0, |stored| stored.version);
-            let decided = decide(stored.and_then(|stored| stored.value).map(|value| read(kind, &value)).transpose()?)?;
+            let value = stored.and_then(|stored| stored.value);
+            let current = if value.is_some() { expect } else { 0 };
+            if version.is_some_and(|version| version != current) {
+                return Err(version_mismatch(current));
+            }
+            let decided = decide(value.map(|value| read(kind, &value)).transpose()?)?;
             let value = serde_json::to_vec(&decided).map_err(|error| unwritable(&error))?;
             if let Written::Done(version) = self.put(kind, key, Some(value.into()), expect).await? {
                 return Ok((decided, version));
@@ -231,6 +248,12 @@ pub(crate) fn read<T: DeserializeOwned>(kind: &str, value: &[u8]) -> Result<T, P
 /// Many writers were faster, again and again.
 pub(crate) fn contended() -> Problem {
     Problem::unavailable("Too many writers change this at once. Repeat the call.")
+}
+
+fn version_mismatch(stored: u64) -> Problem {
+    let detail = format!("The stored version is {stored}. Read it again.");
+    let errors = vec![FieldError::new("version", "version_mismatch", detail.clone())];
+    Problem::new(Kind::Conflict, "version_mismatch", detail).with_errors(errors)
 }
 
 /// A row that cannot be written as JSON, which no row of ours does.

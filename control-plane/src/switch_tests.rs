@@ -8,6 +8,7 @@ use herald_core::{
 };
 use herald_proto::v1::{self, admin_server::Admin};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::{
     bootstrap::{DEV_ADMIN_KEY, DEV_KEY},
@@ -155,6 +156,24 @@ async fn a_switch_works_with_every_store_down() {
     assert_eq!(face.log.published().last().unwrap().kind, "switch");
     let (_, listed) = face.as_key(DEV_ADMIN_KEY, "GET", "/v1/admin/switches", Value::Null).await;
     assert_eq!(listed["switches"][0]["state"], "off");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_long_for_a_store_that_does_not_answer() {
+    let face = with_template().await;
+    face.fleet.report(report("p1", u64::MAX)).await.unwrap();
+    face.ledger.silent.store(true, SeqCst);
+    for scope in [json!({"tenant": "demo"}), json!({"all": true})] {
+        let began = Instant::now();
+        let (status, answer) = face.put(json!({"scope": scope, "state": "off"})).await;
+        assert_eq!((status, &answer["queued"]), (200, &json!({"instances": 0, "at_least": true})));
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    }
+    face.process.until("both are there", |policy| policy.switches().len() == 2).await;
+    let began = Instant::now();
+    let (_, listed) = face.as_key(DEV_ADMIN_KEY, "GET", "/v1/admin/switches", Value::Null).await;
+    assert_eq!(listed["switches"].as_array().unwrap().len(), 2);
+    assert!(began.elapsed() < Duration::from_secs(3), "once for all of them: {:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,6 +18,7 @@ use herald_core::{
     switches::{MAX_SWITCHES, SwitchRow, SwitchScope, SwitchState, Traffic},
 };
 use herald_proto::v1;
+use tokio::time::Instant;
 
 use crate::{
     publisher::{Publisher, unwritable},
@@ -32,6 +33,9 @@ const MAX_REASON_BYTES: usize = 1_000;
 
 /// Requests that are looked at, the newest of each tenant first, to say how much waits behind a switch.
 const COUNTED_REQUESTS: usize = 2_000;
+
+/// How long an answer waits for that count: what has been counted by then is told.
+const COUNTED_WITHIN: Duration = Duration::from_secs(2);
 
 /// A switch that holds nothing back any more is forgotten after this time.
 const FORGET_AFTER_MS: u64 = 86_400_000;
@@ -55,7 +59,8 @@ pub async fn put(deps: &Deps, operator: &str, asked: v1::PutSwitchRequest) -> Re
     let value = serde_json::to_vec(&row).map_err(|error| unwritable(&error))?;
     let version = publisher.put_log_first(kind::SWITCH, vec![(id.clone(), Some(value.into()))]).await?;
     let (applied, queued) = tokio::join!(applied(deps, version), async {
-        if row.state.sends() { None } else { Some(queued(deps, &policy, &row.scope).await) }
+        let until = Instant::now() + COUNTED_WITHIN;
+        if row.state.sends() { None } else { Some(queued(deps, &policy, &row.scope, until).await) }
     });
     Ok(v1::PutSwitchResponse {
         id,
@@ -104,12 +109,13 @@ pub async fn delete(deps: &Deps, id: &str) -> Result<v1::DeleteSwitchResponse, P
 pub async fn list(deps: &Deps, after: Option<&str>, limit: usize) -> Vec<v1::Switch> {
     let policy = deps.publisher.policy();
     let now_ms = deps.publisher.world().now_ms();
+    let until = Instant::now() + COUNTED_WITHIN;
     let mut switches = Vec::new();
     for (id, row) in policy.switches().iter().filter(|(id, _)| after.is_none_or(|after| *id > after)).take(limit) {
         let expired = row.has_expired(now_ms);
         let queued = match row.state.sends() || expired {
             true => None,
-            false => Some(queued(deps, &policy, &row.scope).await),
+            false => Some(queued(deps, &policy, &row.scope, until).await),
         };
         switches.push(v1::Switch {
             id: id.to_owned(),
@@ -227,8 +233,8 @@ fn check_scope(deps: &Deps, policy: &Policy, scope: &SwitchScope) -> Result<(), 
 
 /// What was accepted and has not ended of what a scope is about. Of a provider's scope every channel is counted, since
 /// it is not known before the sending who delivers. A switch works with every store down; then nobody can say how much
-/// it holds back.
-async fn queued(deps: &Deps, policy: &Policy, scope: &SwitchScope) -> v1::Queued {
+/// it holds back, and nobody waits for that longer than `until`.
+async fn queued(deps: &Deps, policy: &Policy, scope: &SwitchScope, until: Instant) -> v1::Queued {
     let tenants: Vec<&TenantId> = match scope.tenant.as_deref() {
         Some(tenant) => policy.tenant_id(tenant).into_iter().collect(),
         None => policy.tenant_ids().collect(),
@@ -236,8 +242,8 @@ async fn queued(deps: &Deps, policy: &Policy, scope: &SwitchScope) -> v1::Queued
     let region = &deps.publisher.identity().region;
     let (mut instances, mut left, mut at_least) = (0, COUNTED_REQUESTS, false);
     for tenant in tenants {
-        let page = deps.ledger.requests(tenant, &RequestScope::Since(0), None, left.max(1)).await;
-        let Ok(Ok(page)) = page else {
+        let page = deps.ledger.requests(tenant, &RequestScope::Since(0), None, left.max(1));
+        let Ok(Ok(Ok(page))) = tokio::time::timeout_at(until, page).await else {
             at_least = true;
             break;
         };

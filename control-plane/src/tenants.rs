@@ -14,11 +14,15 @@ use crate::{
 const MAX_NAME_BYTES: usize = 256;
 
 /// Creates a tenant, or replaces what is said of it; returns it and its version.
+///
+/// # Errors
+/// 400 for what cannot be; 409 where `version` is given and not the stored one (0 for none).
 pub async fn put(
     publisher: &Publisher,
     tenant_id: &str,
     name: &str,
     quota: Option<NewQuota>,
+    version: Option<u64>,
 ) -> Result<(TenantRow, u64), Problem> {
     let tenant =
         TenantId::parse(tenant_id).map_err(|error| Problem::field("tenant_id", "invalid_id", error.to_string()))?;
@@ -27,7 +31,7 @@ pub async fn put(
     let quota = quota.map(|(per_second, burst)| QuotaRow { per_second, burst });
     let now_ms = publisher.world().now_ms();
     publisher
-        .update(kind::TENANT, tenant.as_str(), |stored: Option<TenantRow>| {
+        .update_version(kind::TENANT, tenant.as_str(), version, |stored: Option<TenantRow>| {
             let created_ms = stored.map_or(now_ms, |stored| stored.created_ms);
             let name = if name.is_empty() { tenant_id } else { name }.to_owned();
             Ok(TenantRow {

@@ -306,10 +306,11 @@ impl Fleet for FakeFleet {
 }
 
 /// Knows one request, of the tenant `demo` and the template `hi`: five of in-app and three of mail wait. It is away while
-/// a test says so.
+/// a test says so, or gives no answer.
 #[derive(Default)]
 pub(crate) struct FakeLedger {
     pub(crate) away: AtomicBool,
+    pub(crate) silent: AtomicBool,
 }
 
 #[async_trait]
@@ -321,6 +322,9 @@ impl Ledger for FakeLedger {
         _: Option<&[u8]>,
         _: usize,
     ) -> Result<Result<Page<RequestRow>, ForeignToken>, StoreError> {
+        if self.silent.load(SeqCst) {
+            std::future::pending::<()>().await;
+        }
         if self.away.load(SeqCst) {
             return Err(StoreError::Unavailable("commanded".into()));
         }

@@ -92,11 +92,11 @@ async fn a_process_that_appends_late_does_not_leave_its_older_version_last() {
     let other = Process::start(&world.log, &world.registry);
     world.log.hold_next_append.store(true, SeqCst);
     let publisher = world.process.publisher.clone();
-    let late = tokio::spawn(async move { tenants::put(&publisher, "acme", "Old", None).await });
+    let late = tokio::spawn(async move { tenants::put(&publisher, "acme", "Old", None, None).await });
     while world.log.hold_next_append.load(SeqCst) {
         tokio::task::yield_now().await;
     }
-    tenants::put(&other.publisher, "acme", "New", None).await.unwrap();
+    tenants::put(&other.publisher, "acme", "New", None, None).await.unwrap();
     world.log.release.notify_one();
     late.await.unwrap().unwrap();
     let versions: Vec<u64> = world.log.published().iter().map(|control| control.version).collect();
@@ -110,7 +110,7 @@ async fn a_process_that_appends_late_does_not_leave_its_older_version_last() {
 async fn the_sweeper_publishes_what_a_crash_left_behind() {
     let world = world();
     world.log.fail_appends.store(1, SeqCst);
-    let refused = tenants::put(&world.process.publisher, "acme", "Acme", None).await;
+    let refused = tenants::put(&world.process.publisher, "acme", "Acme", None, None).await;
     assert_eq!(refused.unwrap_err().kind(), Kind::Unavailable);
     assert!(world.process.publisher.policy().tenant(&TenantId::trusted("acme")).is_none());
 
@@ -180,7 +180,7 @@ async fn a_template_that_does_not_compile_is_refused_with_line_and_column() {
 async fn a_preview_is_what_the_user_would_get() {
     let world = world();
     let publisher = &world.process.publisher;
-    tenants::put(publisher, "demo", "Demo Inc", None).await.unwrap();
+    tenants::put(publisher, "demo", "Demo Inc", None, None).await.unwrap();
     let text = "{{user.id}} of {{tenant.name}}: {{data.n}}";
     templates::put(publisher, &demo(), "t", source(text), false).await.unwrap();
     let user = User { user_id: "u1".into(), ..User::default() };
@@ -209,7 +209,7 @@ async fn create_key(world: &World, tenant: Option<&str>, scopes: &[&str]) -> Res
 #[tokio::test(start_paused = true)]
 async fn a_key_is_stored_as_its_hash_and_refused_after_its_deletion() {
     let world = world();
-    tenants::put(&world.process.publisher, "acme", "Acme", None).await.unwrap();
+    tenants::put(&world.process.publisher, "acme", "Acme", None, None).await.unwrap();
     let created = create_key(&world, Some("acme"), &["notify"]).await.unwrap();
     let secret = created.key.strip_prefix(&format!("hk_{}_", created.key_id)).unwrap();
     assert_eq!((created.key_id.len(), secret.len()), (10, 26));
@@ -236,7 +236,7 @@ async fn a_key_is_stored_as_its_hash_and_refused_after_its_deletion() {
 async fn the_last_valid_key_of_an_operator_stays() {
     let world = world();
     let publisher = &world.process.publisher;
-    tenants::put(publisher, "acme", "Acme", None).await.unwrap();
+    tenants::put(publisher, "acme", "Acme", None, None).await.unwrap();
     let tenants_key = create_key(&world, Some("acme"), &["notify"]).await.unwrap();
     let first = create_key(&world, None, &[]).await.unwrap();
     let expired = NewKey { expires_ms: Some(publisher.world().now_ms()), ..NewKey::default() };
@@ -268,7 +268,7 @@ async fn a_key_that_was_deleted_comes_back_in_development_only() {
 #[tokio::test(start_paused = true)]
 async fn a_key_needs_a_tenant_that_exists_and_scopes_that_are_known() {
     let world = world();
-    tenants::put(&world.process.publisher, "acme", "Acme", None).await.unwrap();
+    tenants::put(&world.process.publisher, "acme", "Acme", None, None).await.unwrap();
     let unknown = create_key(&world, Some("nobody"), &["notify"]).await.err().unwrap();
     assert_eq!(unknown.code(), "unknown_tenant");
     for scopes in [&["root"][..], &[], &["operator"]] {
@@ -315,6 +315,6 @@ async fn the_feed_passes_over_what_it_cannot_read() {
     let (kind, key) = (kind::TENANT, "bad");
     world.process.publisher.put(kind, key, Some("not json".into()), 0).await.unwrap();
     world.process.publisher.put("a kind of the future", "x", Some("{}".into()), 0).await.unwrap();
-    tenants::put(&world.process.publisher, "good", "Good", None).await.unwrap();
+    tenants::put(&world.process.publisher, "good", "Good", None, None).await.unwrap();
     assert!(world.process.publisher.policy().tenant(&TenantId::trusted("good")).is_some());
 }

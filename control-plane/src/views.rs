@@ -164,6 +164,8 @@ pub struct TenantBody {
     pub name: String,
     /// How many notifications it may hand over; as many as it likes unless set.
     pub quota: Option<QuotaBody>,
+    /// The version that must be the stored one, 0 for none; any unless set.
+    pub version: Option<u32>,
 }
 
 /// A rate and a burst.

@@ -102,14 +102,22 @@ pub enum BackupError {
     },
     /// The disk would become too full.
     #[error(
-        "{free_bytes} bytes are free where the backup goes, and {reserve_bytes} must stay free; make room, or choose a \
-         directory on another disk"
+        "{free_bytes} bytes are free where the backup goes, too few for it and the {reserve_bytes} that must stay free; make \
+         room, or choose a directory on another disk"
     )]
     NoRoom {
         /// What is free.
         free_bytes: u64,
         /// What must stay free.
         reserve_bytes: u64,
+    },
+    /// The disk is full.
+    #[error("could not {what}: {source}; make room, or choose a directory on another disk")]
+    Full {
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        source: io::Error,
     },
     /// The directory cannot be made, and will not be by trying again.
     #[error("the directory {directory} cannot be made: {source}; choose another one")]
@@ -143,8 +151,13 @@ pub enum BackupError {
 }
 
 impl BackupError {
-    fn io(what: impl Into<String>, source: io::Error) -> Self {
-        Self::Io { what: what.into(), source }
+    /// What the system's refusal of a step means.
+    pub fn io(what: impl Into<String>, source: io::Error) -> Self {
+        let what = what.into();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { what, source },
+            _ => Self::Io { what, source },
+        }
     }
 }
 

@@ -2,7 +2,10 @@
 //!
 //! Who calls is found out deep inside, and what became of the call is known outside. So [`Auditing`] puts an empty
 //! [`Caught`] into each request, whoever authenticates an operator fills it, and the answer to such a call waits until
-//! the call is recorded.
+//! the call is recorded, or for two seconds: a switch works with every store down. What is not recorded by then is kept,
+//! and recorded once the store answers.
+
+mod late;
 
 use std::{
     future::Future,
@@ -22,6 +25,8 @@ use herald_core::{
 use http::{Extensions, Request};
 use tower::{Layer, Service};
 
+pub use self::late::AuditStats;
+use self::late::Late;
 use crate::{finish::is_grpc, request_id::RequestId, status::problem_of};
 
 /// How long an answer waits for its record. The call is done by then, so it is answered all the same.
@@ -56,12 +61,23 @@ pub struct AuditNote {
 pub struct Auditing {
     audit: Arc<dyn Audit>,
     world: World,
+    late: Arc<Late>,
 }
 
 impl Auditing {
-    /// Records in `audit`.
-    pub fn new(audit: Arc<dyn Audit>, world: World) -> Self {
-        Self { audit, world }
+    /// Records in `audit`, and counts in `stats` what that does not take.
+    pub fn new(audit: Arc<dyn Audit>, world: World, stats: Arc<AuditStats>) -> Self {
+        Self { audit, world, late: Arc::new(Late::new(stats)) }
+    }
+
+    /// Serves calls, and meanwhile stores what was not recorded in time; at the end it is tried for the last time.
+    pub async fn around<T>(&self, serving: impl Future<Output = T>) -> T {
+        let served = tokio::select! {
+            served = serving => served,
+            never = self.late.store_on(&*self.audit) => match never {},
+        };
+        self.late.store_last(&*self.audit).await;
+        served
     }
 }
 
@@ -128,15 +144,13 @@ where
 
 impl Auditing {
     async fn record(&self, row: AuditRow) {
-        let (actor, action, request_id) = (row.actor.clone(), row.action.clone(), row.request_id.clone());
-        let recorded = tokio::time::timeout(RECORD_WITHIN, self.audit.record(row)).await;
+        let recorded = tokio::time::timeout(RECORD_WITHIN, self.audit.record(row.clone())).await;
         let error = match recorded {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
             Err(_) => "it took too long".to_owned(),
         };
-        // The call is done, and must be: a switch works with every store down. What the store does not know, this says.
-        tracing::error!(actor, action, request_id, error, "an operator's call is not in the audit log");
+        self.late.keep(row, &error);
     }
 }
 

@@ -56,6 +56,7 @@ pub async fn run(
     let gateway = Gateway::new(config, deps, shutdown.clone());
     let extra = extra.into().merge(grpc::infrastructure(shutdown.clone()).await?);
     let (drain, live_tasks) = (limits.drain, gateway.live_tasks.clone());
+    let auditing = gateway.auditing.clone();
     let eraser = erasing::run(gateway.clone());
     let app = app(&gateway, extra);
     // Upgraded connections are not the server's any more, so they are waited for beside it.
@@ -66,7 +67,10 @@ pub async fn run(
             tracing::warn!("live connections were cut off at shutdown");
         }
     };
-    tokio::join!(serve::serve(listener.into(), app, limits, shutdown.clone()), live_connections, eraser);
+    let serving = async {
+        tokio::join!(serve::serve(listener.into(), app, limits, shutdown.clone()), live_connections, eraser);
+    };
+    auditing.around(serving).await;
     Ok(())
 }
 
@@ -76,17 +80,17 @@ pub type App = Finishing<Router>;
 
 /// Makes the [`App`].
 pub fn app(gateway: &Gateway, extra: impl Into<Routes>) -> App {
-    let Deps { stats, audit, world, .. } = &gateway.deps;
-    finish(routes(gateway).merge(extra), stats.clone(), audit.clone(), world)
+    let Deps { stats, world, .. } = &gateway.deps;
+    finish(routes(gateway).merge(extra), stats.clone(), gateway.auditing.clone(), world)
 }
 
 /// What every route has around it: pages that describe it, measures, the audit log, and the last touch of its answers.
-fn finish(routes: Routes, stats: Arc<RequestStats>, audit: Arc<dyn Audit>, world: &World) -> App {
+fn finish(routes: Routes, stats: Arc<RequestStats>, auditing: Auditing, world: &World) -> App {
     let routes = http::about(routes)
         .fallback(http::not_found)
         .method_not_allowed_fallback(http::method_not_allowed)
         .layer(axum::middleware::from_fn_with_state(stats, stats::measure))
-        .layer(Auditing::new(audit, world.clone()));
+        .layer(auditing);
     // Around the router as a whole, so that its fallbacks are finished too.
     Finish::new(world.entropy.clone()).layer(routes)
 }
@@ -103,8 +107,9 @@ pub async fn run_others(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let routes = routes.merge(grpc::infrastructure(shutdown.clone()).await?);
-    let app = finish(routes, stats, audit, &world);
-    serve::serve(listener.into(), app, config.serve_limits(), shutdown).await;
+    let auditing = Auditing::new(audit, world.clone(), stats.audit.clone());
+    let app = finish(routes, stats, auditing.clone(), &world);
+    auditing.around(serve::serve(listener.into(), app, config.serve_limits(), shutdown)).await;
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::{ops::Deref, sync::Arc};
 
 use axum::extract::FromRef;
-use herald_api::auth::Authenticator;
+use herald_api::{audit::Auditing, auth::Authenticator};
 use herald_core::{
     clock::World,
     policy::Policy,
@@ -64,6 +64,8 @@ pub struct Inner {
     pub deps: Deps,
     /// Who calls.
     pub authenticator: Authenticator,
+    /// Records what operators do.
+    pub(crate) auditing: Auditing,
     /// When this process began to serve, in milliseconds since the epoch.
     pub started_ms: u64,
     /// Ends live connections and streams.
@@ -93,6 +95,7 @@ impl Gateway {
         });
         let inner = Inner {
             authenticator,
+            auditing: Auditing::new(deps.audit.clone(), deps.world.clone(), deps.stats.audit.clone()),
             started_ms: deps.world.now_ms(),
             admission_slots: Semaphore::new(config.max_admissions_in_flight),
             erasure_begun: Notify::new(),

@@ -1,4 +1,5 @@
-//! What the gateway counts: requests by route and status, with the time to the head of their answer.
+//! What the gateway counts: requests by route and status, with the time to the head of their answer; and operators' calls that
+//! the audit log does not have.
 
 use std::{
     collections::BTreeMap,
@@ -11,6 +12,7 @@ use axum::{
     middleware::Next,
     response::Response,
 };
+use herald_api::audit::AuditStats;
 use herald_core::problem::Kind;
 use parking_lot::Mutex;
 
@@ -24,6 +26,8 @@ const NO_ROUTE: &str = "none";
 /// bounded: by the routes there are, and by the statuses that are answered.
 #[derive(Debug, Default)]
 pub struct RequestStats {
+    /// Operators' calls that were not recorded in time.
+    pub audit: Arc<AuditStats>,
     by: Mutex<BTreeMap<(String, u16), Times>>,
 }
 

@@ -70,7 +70,7 @@ impl Backups {
             | io::ErrorKind::NotFound
             | io::ErrorKind::PermissionDenied
             | io::ErrorKind::ReadOnlyFilesystem => BackupError::Directory { directory: to.to_owned(), source },
-            _ => BackupError::Io { what: format!("make the directory {}", to.display()), source },
+            _ => BackupError::io(format!("make the directory {}", to.display()), source),
         })?;
         let source = backup::Source { log: &self.log, stores: &self.stores, data: &self.data };
         backup::take(&source, &disk, self.reserve_bytes, self.world.now_ms())
@@ -269,7 +269,11 @@ fn problem(error: &BackupError) -> Problem {
         | BackupError::WithinData { .. } => {
             Problem::refused("backup_refused", format!("The backup was not begun: {error}."))
         }
-        BackupError::NoRoom { .. } | BackupError::Io { .. } => {
+        // Trying again would not help: somebody must make room.
+        BackupError::NoRoom { .. } | BackupError::Full { .. } => {
+            Problem::refused("backup_no_room", format!("The backup was not completed: {error}."))
+        }
+        BackupError::Io { .. } => {
             Problem::new(Kind::Unavailable, "backup_failed", format!("The backup was not completed: {error}."))
         }
         BackupError::Log(error) => error.clone().into(),

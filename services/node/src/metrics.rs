@@ -39,8 +39,8 @@ pub fn registry(counters: &Counters, gauges: &Gauges) -> Registry {
 
 impl Collector for RoleMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let Counters { orchestrator, worker, ledger, rejoins, lost_spans, .. } = &self.0;
-        let counters: [(&str, &str, &AtomicU64); 30] = [
+        let Counters { gateway, orchestrator, worker, ledger, rejoins, lost_spans } = &self.0;
+        let counters: [(&str, &str, &AtomicU64); 31] = [
             ("expansion_pages", "Pages of audiences expanded", &orchestrator.pages),
             ("expansion_instances", "Instances created by expansion", &orchestrator.instances),
             (
@@ -80,6 +80,7 @@ impl Collector for RoleMetrics {
                 &ledger.contradictions,
             ),
             ("ledger_unreadable", "Parts of records that the ledger could not read", &ledger.unreadable),
+            ("audit_lost", "Calls of operators that the audit log will never have", &gateway.audit.lost),
             ("member_rejoins", "Times that a member of a role lost its place and joined its group anew", rejoins),
             ("spans_dropped", "Spans for which there was no room", &lost_spans.dropped),
             ("spans_failed", "Spans that the collector did not take", &lost_spans.failed),
@@ -94,6 +95,11 @@ impl Collector for RoleMetrics {
                 "worker_in_doubt",
                 "Instances handed to providers without a durable outcome",
                 worker.in_doubt.load(Relaxed),
+            ),
+            (
+                "audit_waiting",
+                "Calls of operators that wait for the audit log to take them",
+                gateway.audit.waiting.load(Relaxed),
             ),
             ("worker_window_instances", "Unfinished instances in memory", worker.window_instances.load(Relaxed)),
             ("ledger_unsettled", "Notifications in memory whose books are open", check.unsettled),

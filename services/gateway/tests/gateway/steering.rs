@@ -1,20 +1,32 @@
 //! Cancels, switches, and the audit log as callers meet them.
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
 use herald_core::{
     ids::{NotificationId, TenantId},
     policy::{CancelRow, Policy, kind},
     ports::{
+        StoreError,
         audit::{Audit, AuditFilter, AuditRow},
-        ledger::{AdmittedRow, Flush, Ledger},
+        ledger::{AdmittedRow, Flush, ForeignToken, Ledger, Page},
         log::{Commit, Log, Member, Position},
     },
     record::{Control, Manifest},
     switches::{SwitchRow, SwitchScope, SwitchState},
     topic::{Group, Topic, TopicPartition},
 };
-use herald_proto::v1::{self, notifications_server::Notifications};
+use herald_gateway::Deps;
+use herald_proto::v1::{self, notifications_client::NotificationsClient, notifications_server::Notifications};
 use prost::Message;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 use crate::world::{NOW_MS, TestWorld, notification, with, world};
 
@@ -222,24 +234,89 @@ async fn every_call_of_an_operator_and_no_other_is_in_the_audit_log() {
     assert_eq!((rows[1].request_id.as_str(), rows[1].at_ms), ("mine", NOW_MS));
 }
 
+/// A call about a request that an operator makes for a tenant.
+fn operators_call(request_id: &str) -> tonic::Request<v1::GetStatusRequest> {
+    let mut call = tonic::Request::new(v1::GetStatusRequest { request_id: request_id.into() });
+    call.metadata_mut().insert("authorization", "Bearer hk_op".parse().unwrap());
+    call.metadata_mut().insert("herald-tenant", "acme".parse().unwrap());
+    call
+}
+
 #[tokio::test]
 async fn the_grpc_face_is_audited_alike() {
-    use herald_proto::v1::notifications_client::NotificationsClient;
     let world = world();
     let address = world.listen().await;
     let mut client = NotificationsClient::connect(format!("http://{address}")).await.unwrap();
-    let call = |request_id: &str| {
-        let mut call = tonic::Request::new(v1::GetStatusRequest { request_id: request_id.into() });
-        call.metadata_mut().insert("authorization", "Bearer hk_op".parse().unwrap());
-        call.metadata_mut().insert("herald-tenant", "acme".parse().unwrap());
-        call
-    };
     admit(&world, vec![row(1, "acme", "comment", "")]).await;
-    client.get_status(call(&NotificationId([1; 16]).to_string())).await.unwrap();
+    client.get_status(operators_call(&NotificationId([1; 16]).to_string())).await.unwrap();
     world.advance(5);
-    client.get_status(call("seven")).await.unwrap_err();
+    client.get_status(operators_call("seven")).await.unwrap_err();
     let rows = audited(&world).await;
     let shown: Vec<(&str, u16, &str)> = rows.iter().map(|row| (&*row.action, row.status, &*row.result)).collect();
     let action = "herald.v1.Notifications/GetStatus";
     assert_eq!(shown, [(action, 400, "invalid_argument"), (action, 200, "ok")]);
+}
+
+/// A store that is away for a while.
+struct AwayAudit {
+    inner: Arc<dyn Audit>,
+    away: AtomicBool,
+}
+
+#[async_trait]
+impl Audit for AwayAudit {
+    async fn record(&self, row: AuditRow) -> Result<(), StoreError> {
+        match self.away.load(SeqCst) {
+            true => Err(StoreError::Unavailable("it is away".into())),
+            false => self.inner.record(row).await,
+        }
+    }
+
+    async fn list(
+        &self,
+        filter: &AuditFilter,
+        token: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Result<Page<AuditRow>, ForeignToken>, StoreError> {
+        self.inner.list(filter, token, limit).await
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_could_not_be_recorded_is_recorded_once_the_store_is_back() {
+    let world = world();
+    let audit = Arc::new(AwayAudit { inner: world.stores.audit.clone(), away: AtomicBool::new(true) });
+    let deps = Deps { audit: audit.clone(), ..world.gateway.deps.clone() };
+    let (config, stats) = (world.gateway.config.clone(), deps.stats.audit.clone());
+    let counts = || (stats.waiting.load(SeqCst), stats.lost.load(SeqCst));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let gateway = herald_gateway::run(listener, config, deps, axum::Router::new(), world.shutdown.clone());
+    let gateway = tokio::spawn(gateway);
+    let mut client = NotificationsClient::connect(format!("http://{address}")).await.unwrap();
+    for call in ["seven", "eight"] {
+        let answer = client.get_status(operators_call(call)).await.unwrap_err();
+        assert_eq!(answer.code(), tonic::Code::InvalidArgument, "it is answered all the same");
+        world.advance(5);
+    }
+    assert_eq!(counts(), (2, 0));
+    assert!(audited(&world).await.is_empty());
+
+    audit.away.store(false, SeqCst);
+    let recorded = async {
+        while counts() != (0, 0) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), recorded).await.expect("they are recorded");
+    let times: Vec<u64> = audited(&world).await.iter().map(|row| row.at_ms).collect();
+    assert_eq!(times, [NOW_MS + 5, NOW_MS], "when they were answered");
+
+    // What a process that ends cannot store is counted, and on its log.
+    audit.away.store(true, SeqCst);
+    client.get_status(operators_call("nine")).await.unwrap_err();
+    drop(client);
+    world.shutdown.cancel();
+    gateway.await.unwrap().unwrap();
+    assert_eq!((counts(), audited(&world).await.len()), ((0, 1), 2));
 }

@@ -1,13 +1,17 @@
 //! `herald tenants` and `herald keys`.
 
 use clap::{ArgGroup, Args, Subcommand};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
-    client::{Connect, Query, segment},
+    client::{Client, Connect, Query, segment},
     exit::Failure,
     output::{Table, cell, fields, print},
+    terms,
 };
+
+/// How often a change is made anew because another operator was faster.
+const MAX_ATTEMPTS: usize = 5;
 
 /// Tenants (operators).
 #[derive(Debug, Args)]
@@ -31,14 +35,65 @@ enum TenantsAction {
         /// The tenant.
         tenant_id: String,
     },
-    /// Creates a tenant, or changes its name.
+    /// Creates a tenant, or changes what is given of it and nothing else.
     Put {
         /// The tenant.
         tenant_id: String,
-        /// For people; the id unless given.
-        #[arg(long)]
-        name: Option<String>,
+        #[command(flatten)]
+        change: Change,
     },
+}
+
+/// What is given of a tenant.
+#[derive(Debug, Args)]
+struct Change {
+    /// For people; a new tenant's is its id unless given.
+    #[arg(long)]
+    name: Option<String>,
+    /// Notifications a second that it may send in calls; more are refused with 429.
+    #[arg(long, value_parser = terms::rate)]
+    quota_per_second: Option<f64>,
+    /// Notifications that it may send at once; a new quota's are those of a second unless given.
+    #[arg(long)]
+    quota_burst: Option<u64>,
+    /// Takes the quota away: it may send as many as it likes.
+    #[arg(long, conflicts_with_all = ["quota_per_second", "quota_burst"])]
+    no_quota: bool,
+}
+
+impl Change {
+    /// The body that leaves everything else of a stored tenant as it is; null where none is stored.
+    fn of(&self, stored: &Value) -> Result<Value, Failure> {
+        let name = self.name.as_deref().or(stored["name"].as_str()).unwrap_or_default();
+        let mut quota = if self.no_quota { Value::Null } else { stored["quota"].clone() };
+        if let Some(per_second) = self.quota_per_second {
+            quota["per_second"] = per_second.into();
+        }
+        if let Some(burst) = self.quota_burst {
+            if quota.is_null() {
+                let detail = "the tenant has no quota: --quota-burst needs --quota-per-second too";
+                return Err(Failure::Usage(detail.into()));
+            }
+            quota["burst"] = burst.into();
+        }
+        let version = stored["version"].as_u64().unwrap_or(0);
+        Ok(json!({ "name": name, "quota": quota, "version": version }))
+    }
+
+    /// Reads the tenant and puts it with what changes, again where another operator changed it meanwhile.
+    async fn put(&self, client: &Client, path: &str) -> Result<Value, Failure> {
+        let mut attempt = 1;
+        loop {
+            let stored = match client.get(path).await {
+                Err(Failure::Refused { status: 404, .. }) => Value::Null,
+                read => read?,
+            };
+            match client.put(path, &self.of(&stored)?).await {
+                Err(Failure::Refused { status: 409, .. }) if attempt < MAX_ATTEMPTS => attempt += 1,
+                put => return put,
+            }
+        }
+    }
 }
 
 impl Tenants {
@@ -53,14 +108,18 @@ impl Tenants {
         match self.action {
             TenantsAction::List { limit } => {
                 let tenants = client.list("/v1/admin/tenants", &Query::default(), "tenants", limit).await?;
-                let columns =
-                    [("tenant", "tenant_id"), ("name", "name"), ("created", "created_at"), ("updated", "updated_at")];
+                let columns = [
+                    ("tenant", "tenant_id"),
+                    ("name", "name"),
+                    ("quota", "quota"),
+                    ("created", "created_at"),
+                    ("updated", "updated_at"),
+                ];
                 print(json, &json!({ "tenants": tenants }), |_| Table::of(&tenants, &columns).text())
             }
             TenantsAction::Show { tenant_id } => print(json, &client.get(&path(&tenant_id)).await?, fields),
-            TenantsAction::Put { tenant_id, name } => {
-                let body = json!({ "name": name.unwrap_or_default() });
-                print(json, &client.put(&path(&tenant_id), &body).await?, fields)
+            TenantsAction::Put { tenant_id, change } => {
+                print(json, &change.put(&client, &path(&tenant_id)).await?, fields)
             }
         }
     }
@@ -153,5 +212,29 @@ impl Keys {
                 print(json, &json!({}), |_| format!("The key {key_id} is deleted."))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_given_stays() {
+        let nothing = || Change { name: None, quota_per_second: None, quota_burst: None, no_quota: false };
+        let of = |change: Change, stored: &Value| change.of(stored).map_err(|error| error.to_string());
+        let stored = json!({"name": "Acme", "quota": {"per_second": 5.0, "burst": 9}, "version": 3});
+        assert_eq!(of(nothing(), &stored), Ok(stored.clone()));
+        let faster = Change { quota_per_second: Some(0.5), ..nothing() };
+        let quota = json!({"per_second": 0.5, "burst": 9});
+        assert_eq!(of(faster, &stored).unwrap()["quota"], quota);
+        let renamed = Change { name: Some("A".into()), no_quota: true, ..nothing() };
+        assert_eq!(of(renamed, &stored), Ok(json!({"name": "A", "quota": null, "version": 3})));
+        // The server knows the defaults of what is new.
+        let new = Change { quota_per_second: Some(7.0), ..nothing() };
+        assert_eq!(of(new, &Value::Null), Ok(json!({"name": "", "quota": {"per_second": 7.0}, "version": 0})));
+        let burst = || Change { quota_burst: Some(1), ..nothing() };
+        assert!(of(burst(), &Value::Null).unwrap_err().contains("--quota-per-second"));
+        assert_eq!(of(burst(), &stored).unwrap()["quota"]["burst"], 1);
     }
 }

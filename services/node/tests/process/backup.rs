@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -15,12 +15,13 @@ use tokio::sync::Mutex;
 
 use crate::{
     commands::{answered, herald, operator, said},
-    support::{Chance, Client, Setup, notification, seed, user},
+    support::{Chance, Client, PATIENCE, Setup, notification, seed, user},
 };
 
 const PEOPLE: u64 = 100;
 
-fn text(path: &Path) -> &str {
+/// A path as an argument.
+pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
@@ -32,7 +33,8 @@ fn verified(data: &Path) -> Value {
     report
 }
 
-fn restore(from: &Path, data: &Path) -> Output {
+/// Restores a backup from the command line.
+pub fn restore(from: &Path, data: &Path) -> Output {
     let arguments = ["restore", "--json", "--from", text(from), "--data", text(data)];
     Command::new(env!("CARGO_BIN_EXE_herald")).args(arguments).output().unwrap()
 }
@@ -105,18 +107,30 @@ async fn whatever_was_accepted_before_a_backup_is_in_it() {
     verified(&setup.data);
 }
 
-/// Runs `herald` and kills it after a while.
-fn killed_after(arguments: &[&str], delay: Duration) {
-    let mut child: Child = Command::new(env!("CARGO_BIN_EXE_herald"))
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    std::thread::sleep(delay);
-    child.kill().unwrap();
-    child.wait().unwrap();
+/// Kills that fall inside of what they are to break off, of each kind.
+const KILLS: u32 = 3;
+/// Kills at most, where some come too late.
+const ATTEMPTS: u32 = 30;
+
+/// Runs `herald`, which says nothing.
+fn start(arguments: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_herald"));
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// Waits until a directory holds what marks it as under way and so many other names, or the command has ended.
+async fn is_under_way(directory: &Path, mark: &str, others: u64, command: &mut Child) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let names = std::fs::read_dir(directory).into_iter().flatten().map(|entry| entry.unwrap().file_name());
+        let names: Vec<_> = names.collect();
+        let has_begun = names.iter().any(|name| name == mark) && names.len() as u64 > others;
+        if has_begun || command.try_wait().unwrap().is_some() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{mark} does not appear: {names:?}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,42 +150,53 @@ async fn backups_and_restores_that_are_killed_can_be_repeated() {
     let backup = directory.path().join("backup");
     // The process that writes the backup is the one that dies.
     let mut process = Some(process);
-    for _ in 0..3 {
-        let asked = Command::new(env!("CARGO_BIN_EXE_herald"))
-            .args(["backup", "--to", text(&backup), "--key", "hk_dev_admin", "--url"])
-            .arg(format!("http://127.0.0.1:{}", setup.port))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        tokio::time::sleep(Duration::from_millis(chance.below(60))).await;
+    let url = format!("http://127.0.0.1:{}", setup.port);
+    let ask = ["backup", "--to", text(&backup), "--key", "hk_dev_admin", "--url", &url];
+    let (mut inside, mut attempts) = (0, 0);
+    while inside < KILLS && attempts < ATTEMPTS {
+        attempts += 1;
+        let mut asked = start(&ask);
+        is_under_way(&backup, "backup.partial", chance.below(3), &mut asked).await;
         process.take().unwrap().kill();
-        asked.unwrap().wait().unwrap();
+        asked.wait().unwrap();
         process = Some(setup.start().await);
         if backup.join("backup.json").exists() {
             std::fs::remove_dir_all(&backup).unwrap();
-        } else if backup.join("backup.partial").exists() {
+        } else {
+            assert!(backup.join("backup.partial").exists());
             let refused = restore(&backup, &directory.path().join("nothing"));
             assert!(said(&refused).contains("partial"), "{}", said(&refused));
+            inside += 1;
         }
     }
+    println!("{inside} of {attempts} kills fell into a backup");
+    assert!(inside > 0, "every kill came too late");
     answered(&operator(&setup, &["backup", "--json", "--to", text(&backup)]));
     process.take().unwrap().kill();
 
     let restored = Setup::new(&directory.path().join("restored"));
     let arguments = ["restore", "--from", text(&backup), "--data", text(&restored.data)];
-    for _ in 0..5 {
-        killed_after(&arguments, Duration::from_millis(chance.below(120)));
-        let is_data = restored.data.join("herald.json").exists();
-        if !is_data && restored.data.join("restore.partial").exists() {
+    let (mut inside, mut attempts) = (0, 0);
+    while inside < KILLS && attempts < ATTEMPTS {
+        attempts += 1;
+        let mut restoring = start(&arguments);
+        // The lock, the journal and the stores are its other names.
+        is_under_way(&restored.data, "restore.partial", 1 + chance.below(3), &mut restoring).await;
+        restoring.kill().unwrap();
+        restoring.wait().unwrap();
+        if restored.data.join("herald.json").exists() {
+            verified(&restored.data);
+            std::fs::remove_dir_all(&restored.data).unwrap();
+        } else {
+            assert!(restored.data.join("restore.partial").exists());
             assert!(restored.try_start().await.is_none(), "what is half restored is not started on");
             let log = std::fs::read_to_string(restored.data.with_extension("log")).unwrap();
             assert!(log.contains("broken off"), "{log}");
-        }
-        if is_data {
-            verified(&restored.data);
-            std::fs::remove_dir_all(&restored.data).unwrap();
+            inside += 1;
         }
     }
+    println!("{inside} of {attempts} kills fell into a restore");
+    assert!(inside > 0, "every kill came too late");
     answered(&restore(&backup, &restored.data));
     verified(&restored.data);
     let process = restored.start().await;

@@ -293,3 +293,49 @@ fn an_interrupted_demo_leaves_nothing_behind() {
     assert_eq!(demo.wait().unwrap().code(), Some(1));
     assert_eq!(directory.path().read_dir().unwrap().count(), 0, "its directory is gone");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_said_of_a_tenant_stays_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let setup = Setup::new(&directory.path().join("data"));
+    let _process = setup.start().await;
+    let put = |options: &[&str]| {
+        let tenant = answered(&operator(&setup, &[&["tenants", "put", "acme", "--json"], options].concat()));
+        (tenant["name"].as_str().unwrap().to_owned(), tenant["quota"].clone())
+    };
+    let quota = |per_second: f64, burst: u64| json!({"per_second": per_second, "burst": burst});
+    assert_eq!(put(&[]), ("acme".to_owned(), Value::Null));
+    assert_eq!(put(&["--name", "Acme"]).0, "Acme");
+    assert_eq!(put(&["--quota-per-second", "2.5"]), ("Acme".to_owned(), quota(2.5, 3)));
+    assert_eq!(put(&["--quota-burst", "7"]).1, quota(2.5, 7));
+    assert_eq!(put(&["--name", "Acme Ltd"]), ("Acme Ltd".to_owned(), quota(2.5, 7)));
+    assert_eq!(put(&[]), ("Acme Ltd".to_owned(), quota(2.5, 7)));
+    for shown in [&["tenants", "list"][..], &["tenants", "show", "acme"]] {
+        let shown = said(&operator(&setup, shown));
+        assert!(shown.contains("burst=7 per_second=2.5"), "{shown}");
+    }
+    let audit = said(&operator(&setup, &["audit", "tenant=acme"]));
+    assert!(audit.contains("name=Acme Ltd quota per_second=2.5 burst=7"), "{audit}");
+
+    // Two operators at once: what either says is there at the end.
+    for round in 0..5u64 {
+        let (name, burst) = (format!("Acme {round}"), (10 + round).to_string());
+        std::thread::scope(|scope| {
+            let renamed = scope.spawn(|| put(&["--name", &name]));
+            let limited = scope.spawn(|| put(&["--quota-burst", &burst]));
+            renamed.join().unwrap();
+            limited.join().unwrap();
+        });
+        assert_eq!(put(&[]), (name, quota(2.5, 10 + round)));
+    }
+    assert_eq!(put(&["--no-quota"]), ("Acme 4".to_owned(), Value::Null));
+    for wrong in
+        [&["--quota-burst", "7"][..], &["--no-quota", "--quota-per-second", "1"], &["--quota-per-second", "-1"]]
+    {
+        let refused = operator(&setup, &[&["tenants", "put", "acme"], wrong].concat());
+        assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    }
+    let refused = operator(&setup, &["tenants", "put", "acme", "--quota-per-second", "1", "--quota-burst", "0"]);
+    assert_eq!(refused.status.code(), Some(3), "{}", said(&refused));
+    assert_eq!(put(&[]).1, Value::Null);
+}

@@ -11,6 +11,8 @@ use std::{
 };
 
 use crate::{
+    backup::{restore, text},
+    commands::{answered, operator, said},
     http::send,
     support::{Client, PATIENCE, Setup, notification, user},
 };
@@ -20,11 +22,26 @@ const SIZE_MIB: u64 = 256;
 const LOW_WATER_MIB: u64 = 48;
 const PEOPLE: u64 = 10;
 
+/// Where a test may mount its disk; `None` where it ran again, and passed, in a namespace in which it may.
+fn place(name: &str) -> Option<PathBuf> {
+    let place = std::env::var_os(DISK).map(PathBuf::from);
+    if place.is_none() {
+        in_a_namespace_of_its_own(name);
+    }
+    place
+}
+
+/// Mounts a small disk in a directory, which is made.
+fn mount(disk: &Path, options: &str) {
+    std::fs::create_dir(disk).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(disk).status().unwrap();
+    assert!(mounted.success());
+}
+
 /// Runs this test again where it may mount; fails where that cannot be, rather than to pass without.
-fn in_a_namespace_of_its_own() {
+fn in_a_namespace_of_its_own(name: &str) {
     let directory = tempfile::tempdir().unwrap();
     let test = std::env::current_exe().unwrap();
-    let name = "full_disk::a_full_disk_refuses_loses_nothing_and_goes_on";
     let namespaces: [&[&str]; 2] = [&["unshare", "-rm"], &["sudo", "-n", "--preserve-env", "unshare", "-m"]];
     let possible = namespaces.into_iter().find(|command| {
         let mut tried = Command::new(command[0]);
@@ -39,7 +56,8 @@ fn in_a_namespace_of_its_own() {
         );
     };
     let mut inner = Command::new(command[0]);
-    inner.args(&command[1..]).arg(test).args(["--exact", name, "--nocapture"]).env(DISK, directory.path());
+    let name = format!("full_disk::{name}");
+    inner.args(&command[1..]).arg(test).args(["--exact", &name, "--nocapture"]).env(DISK, directory.path());
     let output = inner.output().unwrap();
     let said = format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
@@ -130,13 +148,10 @@ async fn refusal(port: u16) -> (u16, serde_json::Value) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_refuses_loses_nothing_and_goes_on() {
-    let Some(disk) = std::env::var_os(DISK).map(PathBuf::from) else { return in_a_namespace_of_its_own() };
+    let Some(place) = place("a_full_disk_refuses_loses_nothing_and_goes_on") else { return };
     // The process's own log is beside the disk, not on it.
-    let disk = disk.join("data");
-    std::fs::create_dir(&disk).unwrap();
-    let size = format!("size={SIZE_MIB}m");
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&disk).status().unwrap();
-    assert!(mounted.success());
+    let disk = place.join("data");
+    mount(&disk, &format!("size={SIZE_MIB}m"));
     let mut setup = Setup::new(&disk);
     setup.settings = vec![format!("disk.low_water_bytes={}", LOW_WATER_MIB << 20)];
     let process = setup.start().await;
@@ -184,4 +199,83 @@ async fn a_full_disk_refuses_loses_nothing_and_goes_on() {
     }
     // The last one before the end was refused, and may have been accepted all the same: its key says.
     traffic.is_proven(&mut client).await;
+}
+
+/// Asks for a backup that the disk has no room for: it is refused, the words help, and nothing is left.
+async fn has_no_room(setup: &Setup, to: &Path) -> bool {
+    let body = serde_json::json!({ "directory": to });
+    let key = [("Authorization", "Bearer hk_dev_admin")];
+    let answer = send(setup.port, "POST", "/v1/admin/backups", &key, Some(&body)).await;
+    if answer.status == 200 {
+        return false;
+    }
+    let problem = answer.json();
+    assert_eq!((answer.status, problem["code"].as_str()), (422, Some("backup_no_room")), "{problem}");
+    assert!(
+        problem["detail"].as_str().unwrap().contains("make room, or choose a directory on another disk"),
+        "{problem}"
+    );
+    assert_eq!(answer.header("retry-after"), None, "{problem}");
+    let left = std::fs::read_dir(to).map_or(0, Iterator::count);
+    assert_eq!(left, 0, "{problem}");
+    true
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_onto_a_full_disk_says_so_and_leaves_nothing() {
+    let Some(place) = place("a_backup_onto_a_full_disk_says_so_and_leaves_nothing") else { return };
+    let disk = place.join("disk");
+    mount(&disk, "size=4m,nr_inodes=64");
+    let mut setup = Setup::new(&place.join("data"));
+    setup.settings = vec!["disk.low_water_bytes=0".to_owned()];
+    let process = setup.start().await;
+    let mut client = process.client().await;
+    client.set_up(PEOPLE).await;
+    let mut traffic = Traffic { accepted: BTreeMap::new(), next: 0 };
+    for _ in 0..50 {
+        assert!(traffic.send(&mut client).await);
+    }
+    traffic.is_proven(&mut client).await;
+
+    let to = disk.join("backup");
+    let ballast = Ballast::leave(&disk, 0);
+    let refused = operator(&setup, &["backup", "--to", text(&to)]);
+    let words = said(&refused);
+    assert_eq!(refused.status.code(), Some(3), "{words}");
+    assert!(words.contains("make room, or choose a directory on another disk") && !words.contains("again"), "{words}");
+    assert!(said(&restore(&to, &place.join("nothing"))).contains("holds no backup"));
+    // Elsewhere there is room.
+    let elsewhere = place.join("elsewhere");
+    assert_eq!(answered(&operator(&setup, &["backup", "--json", "--to", text(&elsewhere)]))["state"], "complete");
+    ballast.remove();
+
+    // It is the disk that says so wherever the room ends, be it within the last file.
+    let mut free = 0;
+    loop {
+        let ballast = Ballast::leave(&disk, free);
+        let refused = has_no_room(&setup, &to).await;
+        ballast.remove();
+        if !refused {
+            break;
+        }
+        free += 4 << 10;
+    }
+    assert!(free > 8 << 10, "it broke off on its way, too");
+    std::fs::remove_dir_all(&to).unwrap();
+    // And so it is where not bytes but names have run out: for the directory, for its mark, for its files.
+    let name = |number: usize| disk.join(format!("name-{number}"));
+    let names = (0..).take_while(|number| File::create(name(*number)).is_ok()).count();
+    for number in 0..3 {
+        assert!(has_no_room(&setup, &to).await, "{number} of {names} are free");
+        std::fs::remove_file(name(number)).unwrap();
+    }
+    (3..names).for_each(|number| std::fs::remove_file(name(number)).unwrap());
+
+    // With room there it is taken, and both are good ones, of a process that went on as if nothing had been.
+    answered(&operator(&setup, &["backup", "--json", "--to", text(&to)]));
+    assert!(traffic.send(&mut client).await);
+    traffic.is_proven(&mut client).await;
+    for (number, backup) in [to, elsewhere].into_iter().enumerate() {
+        answered(&restore(&backup, &place.join(format!("restored-{number}"))));
+    }
 }

@@ -1,5 +1,7 @@
 //! What operators steer with, from the command line.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::{
@@ -22,6 +24,17 @@ async fn sending_is_switched_held_and_cancelled_from_the_command_line() {
     for number in 0..3 {
         client.receives(&user(number), &request).await;
     }
+    while client.status(&request).await.unwrap().instances.unwrap().in_flight != 3 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // What waits already is told first, then who runs it and how soon.
+    let again = operator(&setup, &["switch", "hold", "channel=email"]);
+    let lines = String::from_utf8_lossy(&again.stdout).into_owned();
+    let [queued, runs] = lines.lines().collect::<Vec<_>>()[..] else { panic!("{}", said(&again)) };
+    assert_eq!(queued, "Queued behind it: 3 messages.");
+    let after =
+        runs.split_once(" is hold: 1 of 1 processes run it, after ").and_then(|(_, after)| after.strip_suffix(" ms."));
+    assert!(runs.starts_with("Switch sw_") && after.is_some_and(|ms| ms.parse::<u64>().is_ok()), "{runs}");
     let behind = answered(&operator(&setup, &["switch", "slow", "tenant=demo", "--expires", "1h", "--json"]));
     assert_eq!(behind["applied"]["processes"], behind["applied"]["of"]);
     let switches = answered(&operator(&setup, &["switch", "list", "--json"]));

@@ -1,6 +1,8 @@
 //! A server is away for a while. Whatever was answered 202 before, meanwhile and after arrives once, and what cannot be
 //! taken is refused with a time to come back.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use super::{
@@ -8,9 +10,10 @@ use super::{
     installation::{Installation, Running, Server},
 };
 use crate::{
+    commands::said,
     http::Answer,
     kill::IN_DOUBT,
-    support::{Chance, seed, user},
+    support::{Chance, PATIENCE, seed, user},
     traffic::{Mails, PEOPLE, Traffic, prove},
 };
 
@@ -50,8 +53,12 @@ fn names(said: &Value, list: &str, what: &str) -> bool {
 }
 
 /// Takes a server away while traffic flows, does something meanwhile that returns what was accepted for the witness, and
-/// proves that all arrived. Returns what the process logged.
-async fn without(server: Server, meanwhile: impl AsyncFnOnce(&Running) -> Vec<String>) -> Vec<Value> {
+/// proves that all arrived; then does something afterwards. Returns what the process logged.
+async fn without(
+    server: Server,
+    meanwhile: impl AsyncFnOnce(&Running) -> Vec<String>,
+    afterwards: impl AsyncFnOnce(&Running),
+) -> Vec<Value> {
     let _alone = SERVERS.write().await;
     let chance = Chance::new(seed());
     let (installation, mails) = (Installation::new(), Mails::start().await);
@@ -78,6 +85,7 @@ async fn without(server: Server, meanwhile: impl AsyncFnOnce(&Running) -> Vec<St
     inbox.sort();
     assert!(of_witness.iter().all(|id| inbox.contains(id)), "{of_witness:?} in {inbox:?}");
     assert!(inbox.windows(2).all(|two| two[0] != two[1]), "nothing is there twice: {inbox:?}");
+    afterwards(&process).await;
     process.logged().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
@@ -88,15 +96,15 @@ fn lines<'a>(log: &'a [Value], message: &str) -> Vec<&'a Value> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_kafka_nothing_is_accepted_and_what_was_is_not_lost() {
-    let log = without(Server::Kafka, async |process| {
+    let meanwhile = async |process: &Running| {
         let key = [("Idempotency-Key", "witness")];
         let (plain, keyed) = tokio::join!(notify(process, &[], json!({})), notify(process, &key, json!({})));
         is_told_to_come_back(&plain);
         is_told_to_come_back(&keyed);
         process.says(|status, said| status == 503 && names(said, "reasons", "the log does not answer")).await;
         Vec::new()
-    })
-    .await;
+    };
+    let log = without(Server::Kafka, meanwhile, async |_: &Running| {}).await;
     for cannot in ["the log cannot be read", "control cannot be read", "requests cannot be polled"] {
         let begun = lines(&log, cannot).len();
         assert!(begun <= 2 && begun == lines(&log, &format!("it is over: {cannot}")).len(), "{cannot}: {begun} times");
@@ -105,14 +113,29 @@ async fn without_kafka_nothing_is_accepted_and_what_was_is_not_lost() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_cassandra_what_needs_no_key_is_accepted() {
-    let log = without(Server::Cassandra, async |process| {
+    let meanwhile = async |process: &Running| {
         let key = [("Idempotency-Key", "witness")];
         let (plain, keyed) = tokio::join!(notify(process, &[], json!({})), notify(process, &key, json!({})));
         is_told_to_come_back(&keyed);
         process.says(|status, said| status == 200 && names(said, "degraded", "the stores")).await;
+        // A switch works, and nobody can say how much waits behind it.
+        let switched = process.operator(&["switch", "off", "channel=push", "--reason", "the stores are away"]);
+        assert!(switched.status.success(), "{}", said(&switched));
+        let words = said(&switched);
+        // A worker that waits for the stores takes it up when it next decides.
+        assert!(words.contains("at least 0 messages") && words.contains("of 1 processes run it"), "{words}");
         vec![accepted(&plain), accepted(&notify(process, &[], json!({})).await)]
+    };
+    let log = without(Server::Cassandra, meanwhile, async |process: &Running| {
+        let deadline = Instant::now() + PATIENCE;
+        let audit = || said(&process.operator(&["audit", "--limit", "0"]));
+        while !audit().contains("off channel=push: the stores are away") {
+            assert!(Instant::now() < deadline, "what an operator did meanwhile is in the audit log: {}", audit());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     })
     .await;
+    assert_eq!(lines(&log, "an operator's call is not in the audit log yet").len(), 1);
     let (begun, over) = (lines(&log, "in-app items cannot be stored"), lines(&log, "it is over: in-app items cannot"));
     // What was asked may be answered as soon as the server is back, and then nothing failed.
     assert!(begun.len() <= 1 && begun.len() == over.len(), "{begun:?} {over:?}");
@@ -121,7 +144,7 @@ async fn without_cassandra_what_needs_no_key_is_accepted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_redis_only_what_needs_a_claim_waits_and_the_log_says_so_once() {
-    let log = without(Server::Redis, async |process| {
+    let meanwhile = async |process: &Running| {
         let claims = accepted(&notify(process, &[], json!({"dedupe_key": "once"})).await);
         let plain = accepted(&notify(process, &[("Idempotency-Key", "witness")], json!({})).await);
         let mut client = process.client();
@@ -130,8 +153,8 @@ async fn without_redis_only_what_needs_a_claim_waits_and_the_log_says_so_once() 
         let waits = client.status(&claims).await.unwrap();
         assert_eq!(waits.instances.unwrap().delivered, 0, "nobody knows whether it was sent before");
         vec![claims, plain]
-    })
-    .await;
+    };
+    let log = without(Server::Redis, meanwhile, async |_: &Running| {}).await;
     let (begun, over) = (lines(&log, "claims cannot be taken"), lines(&log, "it is over: claims cannot be taken"));
     let [begun] = begun.as_slice() else { panic!("{begun:?}") };
     assert_eq!((&begun["level"], &begun["waiting"], over.len()), (&json!("WARN"), &json!(1), 1), "{begun}");

@@ -196,33 +196,41 @@ struct Stage {
 
 /// What the roles run on.
 ///
-/// A role decides thousands of messages between two waits, and the embedded stores write within a call. On the threads that
-/// serve calls, these would wait for that: some tens of milliseconds where everything is busy.
-struct Threads(Option<Runtime>);
+/// A role decides thousands of messages between two waits, and the ledger writes to an embedded store within a call. What
+/// shares threads with them waits for that, some tens of milliseconds where everything is busy; between threads the operating
+/// system shares the cores out.
+#[derive(Default)]
+struct Threads {
+    /// The pipeline's; the caller's if there are none.
+    pipeline: Option<Runtime>,
+    /// The ledger's.
+    books: Option<Runtime>,
+}
 
 impl Threads {
-    /// The caller's.
-    fn callers() -> Self {
-        Self(None)
-    }
-
-    /// Their own: one more than there are cores, for those that write to a store.
+    /// Threads apart from the caller's.
     fn own() -> std::io::Result<Self> {
-        let cores = std::thread::available_parallelism()?.get();
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        builder.worker_threads(cores + 1).thread_name("herald-roles").enable_all();
-        Ok(Self(Some(builder.build()?)))
+        let build = |threads| {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(threads).thread_name("herald-roles").enable_all().build().map(Some)
+        };
+        Ok(Self { pipeline: build(std::thread::available_parallelism()?.get())?, books: build(1)? })
     }
 
-    fn handle(&self) -> Handle {
-        self.0.as_ref().map_or_else(Handle::current, |own| own.handle().clone())
+    /// Where the members of a group run.
+    fn of(&self, group: Option<Group>) -> Handle {
+        let own = match group {
+            Some(Group::LedgerRequests | Group::LedgerReceipts) => &self.books,
+            _ => &self.pipeline,
+        };
+        own.as_ref().map_or_else(Handle::current, |own| own.handle().clone())
     }
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
         // The roles have ended, or are given up; within a task nobody may wait for a runtime.
-        if let Some(own) = self.0.take() {
+        for own in [self.pipeline.take(), self.books.take()].into_iter().flatten() {
             own.shutdown_background();
         }
     }
@@ -261,7 +269,7 @@ impl Roles {
             members: Vec::new(),
             counters: Counters::default(),
             stages: Vec::new(),
-            threads: if config.own_threads { Threads::own()? } else { Threads::callers() },
+            threads: if config.own_threads { Threads::own()? } else { Threads::default() },
             place: config.place,
             process: match config.process.as_str() {
                 "" => process_name("herald-0", world),
@@ -413,7 +421,7 @@ impl Roles {
                 shutdown: shutdown.clone(),
             };
             let run = run.clone();
-            members.spawn_on(async move { joining.run(&*run).await }, &self.threads.handle());
+            members.spawn_on(async move { joining.run(&*run).await }, &self.threads.of(group));
         }
         let told = shutdown.clone();
         let task = tokio::spawn(async move {

@@ -161,9 +161,14 @@ impl Drop for Process {
 }
 
 pub fn client_of(port: u16) -> Client {
+    client_with(port, "hk_dev_demo")
+}
+
+/// A client with a key.
+pub fn client_with(port: u16, key: &str) -> Client {
     let address = Address::from_shared(format!("http://127.0.0.1:{port}")).unwrap();
     let channel = address.timeout(Duration::from_secs(20)).connect_lazy();
-    let api = InterceptedService::new(channel, Bearer("Bearer hk_dev_demo".parse().unwrap()));
+    let api = InterceptedService::new(channel, Bearer(format!("Bearer {key}").parse().unwrap()));
     Client {
         notifications: NotificationsClient::new(api.clone()),
         users: UsersClient::new(api.clone()),

@@ -15,6 +15,7 @@ mod faults;
 mod in_doubt;
 mod pacing;
 mod provider;
+mod refusing;
 mod scenario;
 mod setting;
 mod steering;

@@ -49,6 +49,16 @@ impl Chance {
     }
 }
 
+/// Builds a library that is preloaded into a process, from a source beside this file.
+pub fn preloaded(source: &str, directory: &Path) -> PathBuf {
+    let library = directory.join(source).with_extension("so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/process").join(source);
+    let status =
+        Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).arg("-ldl").status();
+    assert!(status.is_ok_and(|status| status.success()), "a C compiler named cc is needed for this test");
+    library
+}
+
 /// How a process is started.
 #[derive(Clone)]
 pub struct Setup {

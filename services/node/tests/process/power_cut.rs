@@ -4,24 +4,13 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
-use crate::support::{Chance, Setup, notification, seed, user};
+use crate::support::{Chance, Setup, notification, preloaded, seed, user};
 
 const PEOPLE: u64 = 50;
 const CUTS: u64 = 3;
-
-/// Builds the library that is preloaded into the process.
-fn build_recorder(directory: &Path) -> PathBuf {
-    let library = directory.join("sync_recorder.so");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/process/sync_recorder.c");
-    let status =
-        Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).arg("-ldl").status();
-    assert!(status.is_ok_and(|status| status.success()), "a C compiler named cc is needed for this test");
-    library
-}
 
 /// What the process synced.
 #[derive(Default)]
@@ -91,7 +80,7 @@ async fn lost_after_power_cuts(settings: &[&str]) -> u64 {
     let mut setup = Setup::new(&data);
     setup.settings = settings.iter().map(ToString::to_string).collect();
     setup.environment = vec![
-        ("LD_PRELOAD".into(), build_recorder(directory.path()).display().to_string()),
+        ("LD_PRELOAD".into(), preloaded("sync_recorder.c", directory.path()).display().to_string()),
         ("HERALD_TEST_SYNC_LOG".into(), log.display().to_string()),
     ];
     let mut process = setup.start().await;

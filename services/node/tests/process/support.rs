@@ -55,6 +55,16 @@ pub fn free_ports<const N: usize>() -> [u16; N] {
     listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
+/// Builds a library that is preloaded into a process, from a source beside this file.
+pub fn preloaded(source: &str, directory: &Path) -> PathBuf {
+    let library = directory.join(source).with_extension("so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/process").join(source);
+    let status =
+        Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).arg("-ldl").status();
+    assert!(status.is_ok_and(|status| status.success()), "a C compiler named cc is needed for this test");
+    library
+}
+
 /// How a process is started.
 #[derive(Clone)]
 pub struct Setup {
@@ -166,9 +176,14 @@ impl Drop for Process {
 }
 
 pub fn client_of(port: u16) -> Client {
+    client_with(port, "hk_dev_demo")
+}
+
+/// A client with a key.
+pub fn client_with(port: u16, key: &str) -> Client {
     let address = Address::from_shared(format!("http://127.0.0.1:{port}")).unwrap();
     let channel = address.timeout(Duration::from_secs(20)).connect_lazy();
-    let api = InterceptedService::new(channel, Bearer("Bearer hk_dev_demo".parse().unwrap()));
+    let api = InterceptedService::new(channel, Bearer(format!("Bearer {key}").parse().unwrap()));
     Client {
         notifications: NotificationsClient::new(api.clone()),
         users: UsersClient::new(api.clone()),

@@ -17,8 +17,9 @@ use prost::Message;
 
 use crate::{
     SETTLE,
+    budgets::{Items, Limiting, check_retries},
     erasing::{Erasures, names_nobody},
-    provider::{Begun, Seen},
+    provider::Seen,
     scenario::{DAY_MS, GUEST, Scenario, ScenarioKind, Sent},
     steering::Steered,
     world::WallClock,
@@ -44,6 +45,10 @@ pub struct Facts<'a> {
     /// Switches and cancels.
     pub steered: &'a Steered,
     pub erased: &'a Erasures,
+    /// Limits, in-app items that were put out, and when the lives of the node began.
+    pub limiting: &'a Limiting,
+    pub items: &'a Items,
+    pub starts_ms: &'a [u64],
     pub wall: &'a WallClock,
     /// When it all ended, in true time.
     pub end_ms: u64,
@@ -95,7 +100,8 @@ pub async fn contradictions(facts: &Facts<'_>, backends: &Backends) -> anyhow::R
     check_inboxes(facts, &sent, &ends, backends, &mut found).await?;
     check_provider(facts, &ends, &mut found);
     check_starts(facts, &mut found);
-    check_limits(facts, &mut found);
+    facts.limiting.check(facts.seen, facts.items, facts.starts_ms, &mut found);
+    check_retries(facts.seen, facts.in_doubt_instances, &mut found);
     check_quiet_hours(facts, &mut found);
     facts.erased.check_starts(facts.sent, &facts.seen.begun, &mut found);
     facts.erased.check_names(&sent, &ends, &mut found);
@@ -345,7 +351,7 @@ fn check_starts(facts: &Facts<'_>, found: &mut Vec<String>) {
         if opted_out && !facts.erased.may_have_come_before(begun) {
             found.push(format!("{begun:?} was begun more than a second after the opt-out"));
         }
-        if late(facts.taken_over_ms.get(&begun.generation), 3_000) {
+        if late(facts.taken_over_ms.get(&begun.turn.generation), 3_000) {
             found.push(format!("{begun:?} was begun by a worker that was replaced"));
         }
     }
@@ -364,26 +370,6 @@ fn check_quiet_hours(facts: &Facts<'_>, found: &mut Vec<String>) {
             && !facts.erased.0.contains_key(&(begun.tenant.clone(), begun.user.clone()));
         if wants_quiet && was_quiet {
             found.push(format!("{begun:?} was begun in quiet hours"));
-        }
-    }
-}
-
-/// Over any window no more is sent than the rate times (the window + 1 s) and one burst, or one more for each restart,
-/// which forgets the buckets. What is handed to the provider is begun within its deadline.
-fn check_limits(facts: &Facts<'_>, found: &mut Vec<String>) {
-    const LEASE_AND_DEADLINE_MS: u64 = 1_000 + 2_000;
-    for limit in &facts.scenario.limits {
-        let of_tenant = |begun: &&Begun| limit.scope.tenant.as_deref().is_none_or(|tenant| tenant == begun.tenant);
-        let mut times: Vec<u64> = facts.seen.begun.iter().filter(of_tenant).map(|begun| begun.at_ms).collect();
-        times.sort_unstable();
-        let bursts = (limit.burst * (facts.restarts + 1)) as f64;
-        let allowed = |window_ms: u64| limit.per_second * (window_ms + LEASE_AND_DEADLINE_MS) as f64 / 1_000.0 + bursts;
-        for (from, first_ms) in times.iter().enumerate() {
-            let is_over = |(to, last_ms): (usize, &u64)| (to + 1) as f64 > allowed(last_ms - first_ms);
-            if let Some(to) = times[from..].iter().enumerate().position(is_over) {
-                found.push(format!("{:?} was exceeded: {} sends from {first_ms} on", limit.scope, to + 1));
-                break;
-            }
         }
     }
 }

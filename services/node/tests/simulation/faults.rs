@@ -29,7 +29,7 @@ use herald_core::{
             Subscription,
         },
     },
-    record::{CancelAck, Claim, Cursor, LedgerBatch, Place, Schema, UserChange},
+    record::{CancelAck, Claim, Control, Cursor, InboxBatch, InboxSection, LedgerBatch, Place, Schema, UserChange},
     topic::{Group, Topic, TopicPartition},
 };
 use herald_node::backends::Backends;
@@ -37,7 +37,11 @@ use prost::Message;
 use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{scenario::KILLER, world::Chance};
+use crate::{
+    budgets::Items,
+    scenario::KILLER,
+    world::{Chance, SimClock},
+};
 
 /// A deliberate defect, to prove that the checks would see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +73,8 @@ pub enum Mutant {
     ErasureNotGoneOnWith,
     /// Nobody learns of quiet hours.
     QuietHoursUnread,
+    /// Nobody learns that a limit was changed.
+    LimitChangeUnread,
 }
 
 /// What goes wrong in a run.
@@ -85,6 +91,9 @@ pub struct Faults {
     /// Counts the workers that must join their group anew for it.
     pub rejoining: Arc<AtomicU64>,
     pub mutant: Mutant,
+    pub clock: Arc<SimClock>,
+    /// In-app items that were put out.
+    pub items: Arc<Mutex<Items>>,
     /// Everything that was written, for the comparison of runs.
     pub trace: Arc<Mutex<Xxh3>>,
 }
@@ -137,6 +146,17 @@ impl Faults {
         }
     }
 
+    /// Notes the in-app items that a worker puts out.
+    fn note_items(&self, commit: &Commit) {
+        let of_inbox = |record: &&NewRecord| record.at.topic == Topic::Inbox;
+        for record in commit.outputs.iter().filter(of_inbox) {
+            let Ok(batch) = InboxBatch::decode(record.body.clone()) else { continue };
+            let of_section =
+                |section: &InboxSection| (self.clock.true_ms(), section.tenant.clone(), section.count.into());
+            self.items.lock().unwrap().extend(batch.sections.iter().map(of_section));
+        }
+    }
+
     fn trace(&self, records: &[NewRecord]) {
         let mut trace = self.trace.lock().unwrap();
         for record in records {
@@ -178,6 +198,11 @@ impl Log for Faulty<dyn Log> {
             records.retain(|record| {
                 !record.key.starts_with(kind::SWITCH.as_bytes()) && !record.key.starts_with(kind::CANCEL.as_bytes())
             });
+        }
+        if self.faults.mutant == Mutant::LimitChangeUnread && at.topic == Topic::Control {
+            let is_first =
+                |record: &Record| Control::decode(record.body.clone()).is_ok_and(|control| control.version == 1);
+            records.retain(|record| !record.key.starts_with(kind::LIMIT.as_bytes()) || is_first(record));
         }
         Ok((records, next))
     }
@@ -237,6 +262,9 @@ impl Subscription for FaultySubscription {
 
     fn commit(&mut self, mut commit: Commit) -> Committing {
         let faults = self.faults.clone();
+        if self.group == Group::Worker {
+            faults.note_items(&commit);
+        }
         if faults.chance.one_in(faults.unanswered_one_in) {
             faults.rejoining.fetch_add(u64::from(self.group == Group::Worker), Relaxed);
             let committed = faults.chance.one_in(2).then(|| self.inner.commit(commit));

@@ -8,6 +8,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a simulation that cannot go on must stop where it is")]
 
+mod budgets;
 mod check;
 mod erasing;
 mod fan_out;
@@ -15,6 +16,7 @@ mod faults;
 mod in_doubt;
 mod pacing;
 mod provider;
+mod refusing;
 mod scenario;
 mod setting;
 mod steering;
@@ -41,10 +43,11 @@ use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
+    budgets::{Items, Limiting},
     check::{Facts, contradictions},
     erasing::{Erasures, erase_due, keep_erasing},
     faults::{Faults, Mutant},
-    provider::{Manner, Provider},
+    provider::{Life, Manner, Provider},
     scenario::{
         DAY_MS, KILLER, Night, Scenario, ScenarioKind, Sent, Step, break_deliveries, break_request, opt_out, redrive,
         redriven, send,
@@ -70,6 +73,10 @@ struct Report {
     notifications: usize,
     redriven: u64,
     clock_sets: usize,
+    /// Limits that were raised, and lowered.
+    limits_changed: [usize; 2],
+    /// Retries that failed.
+    retries_failed: usize,
 }
 
 struct Simulation {
@@ -87,8 +94,14 @@ struct Simulation {
     /// Orders to bring dead letters back, and letters that were.
     redrives: u64,
     redriven: u64,
+    /// Retries that failed, by the end.
+    retries_failed: usize,
     steered: Steered,
     erased: Erasures,
+    limiting: Limiting,
+    items: Arc<Mutex<Items>>,
+    /// When each life began.
+    starts_ms: Vec<u64>,
     /// Starts of the roles so far, and when one was followed by the next in the same life.
     generation: u64,
     taken_over_ms: BTreeMap<u64, u64>,
@@ -107,11 +120,18 @@ impl Simulation {
         let chance = Chance::of_seed(seed);
         let scenario = Scenario::of(seed, &chance);
         let orderly = scenario.kind == ScenarioKind::Orderly;
-        let manner = if orderly { Manner::Orderly } else { Manner::Rough };
+        let manner = match orderly {
+            true => Manner::Orderly,
+            false if scenario.is_overloaded(seed) => Manner::Overloaded,
+            false => Manner::Rough,
+        };
         Self {
             provider: Provider::new(Chance::of_seed(chance.next()), manner),
             now_ms: scenario.begins_ms(),
             wall: Arc::default(),
+            limiting: Limiting::from_the_start(&scenario.limits),
+            items: Arc::default(),
+            starts_ms: Vec::new(),
             scenario,
             disk: MemoryDisk::new(),
             kv: Arc::new(MemoryKv::new()),
@@ -120,6 +140,7 @@ impl Simulation {
             broken: Vec::new(),
             redrives: 0,
             redriven: 0,
+            retries_failed: 0,
             steered: Steered::default(),
             erased: Erasures::default(),
             generation: 0,
@@ -149,8 +170,19 @@ fn simulate(seed: u64, mutant: Mutant) -> Report {
     let trace = simulation.trace.lock().unwrap().digest();
     let (restarts, notifications) = (simulation.restarts, simulation.sent.len());
     let (rejoined, redriven) = (simulation.rejoining.load(Relaxed), simulation.redriven);
-    let clock_sets = simulation.wall.sets();
-    Report { contradictions, trace, restarts, rejoined, notifications, redriven, clock_sets }
+    let (clock_sets, limits_changed) = (simulation.wall.sets(), simulation.limiting.changes());
+    let retries_failed = simulation.retries_failed;
+    Report {
+        contradictions,
+        trace,
+        restarts,
+        rejoined,
+        notifications,
+        redriven,
+        clock_sets,
+        limits_changed,
+        retries_failed,
+    }
 }
 
 impl Simulation {
@@ -189,12 +221,15 @@ impl Simulation {
             unanswered_one_in: if last || takes_over_after.is_some() { 0 } else { 100 },
             rejoining: self.rejoining.clone(),
             mutant: self.mutant,
+            clock: clock.clone(),
+            items: self.items.clone(),
             trace: self.trace.clone(),
         };
+        self.starts_ms.push(clock.true_ms());
         let options = LogOptions { segment_bytes: 64 << 10, cache_bytes: 16 << 10, ..LogOptions::default() };
         let plain = backends_on(&self.disk, &self.kv, options, &world)?;
         let backends = faults.wrap(plain.clone());
-        let provider = if last { self.provider.in_manner(Manner::Healed) } else { self.provider.clone() };
+        let provider = if last { self.provider.healing(clock.true_ms()) } else { self.provider.clone() };
         let mut config = Config::default();
         config.worker.in_doubt_instances = IN_DOUBT;
         config.orchestrator.commit_interval_ms = 10;
@@ -207,8 +242,13 @@ impl Simulation {
             config.orchestrator.window_records = 6;
         }
         self.generation += 1;
-        let mut generation = self.generation;
-        let sees = provider.of(&clock, generation);
+        let mut life = Life {
+            clock: clock.clone(),
+            generation: self.generation,
+            joined_before: self.rejoining.load(Relaxed),
+            joined: self.rejoining.clone(),
+        };
+        let sees = provider.of(&life);
         let roles = Roles::start(&config, &backends, vec![Arc::new(sees)], &world).await?;
         if !self.set_up {
             self.scenario.set_up(&plain, &roles, self.now_ms).await?;
@@ -233,10 +273,10 @@ impl Simulation {
                 return;
             };
             tokio::time::sleep(Duration::from_millis(after_ms)).await;
-            generation += 1;
-            let sees = provider.of(&clock, generation);
+            life.generation += 1;
+            let sees = provider.of(&life);
             if let Ok(second) = Roles::start(&config, &backends, vec![Arc::new(sees)], &world).await {
-                taken_over_ms.insert(generation - 1, clock.true_ms());
+                taken_over_ms.insert(life.generation - 1, clock.true_ms());
                 second.failed.cancelled().await;
             }
         };
@@ -244,6 +284,7 @@ impl Simulation {
         let (sent, next) = (&mut self.sent, &mut self.next);
         let (opt_outs, broken, redrives) = (&mut self.opt_outs, &mut self.broken, &mut self.redrives);
         let (steered, erased) = (&mut self.steered, &mut self.erased);
+        let limiting = &mut self.limiting;
         let traffic = async {
             while let Some(step) = scenario.steps.get(*next) {
                 tokio::time::sleep(Duration::from_millis(chance.below(40))).await;
@@ -294,6 +335,7 @@ impl Simulation {
                     Step::Return => {
                         let _open = erased.bring_back(&plain, now_ms).await;
                     }
+                    Step::Limit(row) => limiting.change(row, &roles.publisher, || clock.true_ms()).await,
                     Step::SetClock { ahead_ms } => clock.set(*ahead_ms),
                     Step::BrokenRequest { tenant } => {
                         broken.push((world.notification_id(), false));
@@ -317,6 +359,11 @@ impl Simulation {
             if !last {
                 std::future::pending::<()>().await;
             }
+            // Most of what is limited waits by now.
+            for _ in 0..if scenario.limits.is_empty() { 0 } else { chance.below(3) } {
+                tokio::time::sleep(Duration::from_millis(chance.below(10_000))).await;
+                limiting.change(&scenario.other_limit(&chance), &roles.publisher, || clock.true_ms()).await;
+            }
             // What is held circles for a while before it goes on.
             tokio::time::sleep(Duration::from_millis(chance.below(40_000))).await;
             let _lifted = steered.lift_all(&plain, || clock.true_ms()).await;
@@ -333,6 +380,8 @@ impl Simulation {
             () = traffic => {}
         }
         let seen = std::mem::take(&mut *self.provider.seen.lock().unwrap());
+        let items = std::mem::take(&mut *self.items.lock().unwrap());
+        self.retries_failed = seen.begun.iter().filter(|begun| begun.again && begun.failed).count();
         let facts = Facts {
             scenario: &self.scenario,
             sent: &self.sent,
@@ -346,6 +395,9 @@ impl Simulation {
             taken_over_ms: &self.taken_over_ms,
             steered: &self.steered,
             erased: &self.erased,
+            limiting: &self.limiting,
+            items: &items,
+            starts_ms: &self.starts_ms,
             wall: &self.wall,
             end_ms: clock.true_ms(),
         };
@@ -400,6 +452,7 @@ fn every_seed_keeps_the_promises() {
     }
     let seeds = env("HERALD_SIM_SEEDS").unwrap_or(200);
     let (mut notifications, mut restarts, mut rejoined, mut redriven, mut clock_sets) = (0, 0, 0, 0, 0);
+    let (mut raised, mut lowered, mut retries_failed) = (0, 0, 0);
     for seed in 0..seeds {
         let report = simulate(seed, Mutant::None);
         notifications += report.notifications;
@@ -407,6 +460,9 @@ fn every_seed_keeps_the_promises() {
         rejoined += report.rejoined;
         redriven += report.redriven;
         clock_sets += report.clock_sets;
+        raised += report.limits_changed[0];
+        lowered += report.limits_changed[1];
+        retries_failed += report.retries_failed;
         assert!(
             report.contradictions.is_empty(),
             "seed {seed} (HERALD_SIM_SEED={seed} repeats it): {:#?}",
@@ -415,8 +471,11 @@ fn every_seed_keeps_the_promises() {
     }
     println!(
         "{seeds} seeds, {notifications} notifications, {restarts} restarts, {rejoined} workers that joined anew, \
-         {redriven} letters brought back, the clock set {clock_sets} times"
+         {redriven} letters brought back, the clock set {clock_sets} times, limits raised {raised} times and lowered \
+         {lowered} times, {retries_failed} retries that failed"
     );
+    assert!((raised > 0 && lowered > 0) || seeds < 20, "limits were raised {raised} times and lowered {lowered} times");
+    assert!(retries_failed > 0 || seeds < 20, "no retry failed");
     assert!(redriven > 0 || seeds < 20, "nothing was brought back");
     assert!(rejoined > 0 || seeds < 20, "nobody joined anew");
 }
@@ -473,6 +532,7 @@ fn some_seed_catches_each_mutant() {
         Mutant::ErasureUnread,
         Mutant::ErasureNotGoneOnWith,
         Mutant::QuietHoursUnread,
+        Mutant::LimitChangeUnread,
     ];
     let is_caught = |seed: &u64, mutant| !simulate(*seed, mutant).contradictions.is_empty();
     let first_seed = |mutant| match mutant {

@@ -13,7 +13,11 @@ use herald_core::{
     ids::{InstanceId, NotificationId, TenantId},
     limits::LimitRow,
     policy::kind,
-    ports::channel::{Channel, Gate, Message, Outcome, Sink},
+    ports::{
+        channel::{Channel, Gate, Message, Opener, Outcome, ProviderFault, Sink},
+        registry::Written,
+    },
+    providers::ProviderRow,
     record::Channel as ChannelKind,
     switches::{SwitchRow, SwitchScope, SwitchState},
 };
@@ -22,6 +26,7 @@ use herald_node::{
     backends::Backends,
     roles::{Config, Roles},
 };
+use herald_worker::OpenProviders;
 
 use crate::{
     IN_DOUBT,
@@ -34,7 +39,7 @@ const HOUR_MS: i64 = 3_600_000;
 
 /// How a provider behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mood {
+pub(crate) enum Mood {
     Up,
     /// It answers that it is out of order.
     Down,
@@ -44,8 +49,8 @@ enum Mood {
     Hangs,
     /// It takes so many a second, and asks to come back in a second for what is more.
     Throttles(u64),
-    /// It refuses three of ten, and says nothing of when to come back.
-    RefusesSome,
+    /// It refuses three of ten whatever it is sent, and may say when to come back.
+    RefusesSome(Option<Duration>),
 }
 
 #[derive(Default)]
@@ -60,13 +65,18 @@ struct Seen {
 }
 
 /// A provider whose mood the test sets.
-struct Moody {
+pub(crate) struct Moody {
+    name: &'static str,
     mood: Mutex<Mood>,
     seen: Mutex<Seen>,
     world: World,
 }
 
 impl Moody {
+    fn new(name: &'static str, world: &World) -> Arc<Self> {
+        Arc::new(Self { name, mood: Mutex::new(Mood::Up), seen: Mutex::default(), world: world.clone() })
+    }
+
     fn answer(&self, message: &Message) -> Option<Outcome> {
         let (now_ms, mood) = (self.world.now_ms(), *self.mood.lock().unwrap());
         let code = || "mood".to_owned();
@@ -80,8 +90,8 @@ impl Moody {
         }
         match mood {
             Mood::Hangs => return None,
-            Mood::RefusesSome if seen.attempts.len() % 10 < 3 => {
-                return Some(Outcome::RetryAfter { after: None, code: code() });
+            Mood::RefusesSome(after) if seen.attempts.len() % 10 < 3 => {
+                return Some(Outcome::RetryAfter { after, code: code() });
             }
             Mood::Down => return Some(Outcome::RetryAfter { after: None, code: code() }),
             Mood::Throttles(most) if seen.second.1 >= most => {
@@ -102,7 +112,7 @@ impl Channel for Moody {
     }
 
     fn provider(&self) -> &str {
-        "moody"
+        self.name
     }
 
     async fn deliver(&self, batch: Vec<Message>, gate: Arc<dyn Gate>, sink: Arc<dyn Sink>) {
@@ -126,20 +136,35 @@ impl Channel for Moody {
     }
 }
 
-/// A node with tenants of the same people, and its provider.
-struct Node {
-    backends: Backends,
+/// Opens the provider that a tenant has of its own.
+struct OpensOwn(Arc<Moody>);
+
+#[async_trait]
+impl Opener for OpensOwn {
+    fn open(&self, _: &ProviderRow) -> Result<Arc<dyn Channel>, ProviderFault> {
+        Ok(self.0.clone())
+    }
+
+    async fn check(&self, _: &ProviderRow) -> Result<(), ProviderFault> {
+        Ok(())
+    }
+}
+
+/// A node with tenants of the same people, everybody's provider, and one that a tenant may have of its own.
+pub(crate) struct Node {
+    pub backends: Backends,
     provider: Arc<Moody>,
-    world: World,
+    own: Arc<Moody>,
+    pub world: World,
     clock: Arc<SimClock>,
-    tenants: Vec<TenantId>,
+    pub tenants: Vec<TenantId>,
     users: usize,
-    sent: Vec<(TenantId, NotificationId)>,
+    pub sent: Vec<(TenantId, NotificationId)>,
     roles: Roles,
 }
 
 impl Node {
-    async fn start(tenants: usize, users: usize, limits: Vec<LimitRow>) -> Self {
+    pub(crate) async fn start(tenants: usize, users: usize, limits: Vec<LimitRow>) -> Self {
         Self::start_by(WallClock::default(), tenants, users, limits).await
     }
 
@@ -147,19 +172,41 @@ impl Node {
         let (world, clock) = world_with(EPOCH_MS, Arc::new(wall), &Chance::of_seed(7));
         let (disk, kv) = (MemoryDisk::new(), Arc::new(MemoryKv::new()));
         let backends = backends_on(&disk, &kv, LogOptions::default(), &world).unwrap();
-        let provider = Arc::new(Moody { mood: Mutex::new(Mood::Up), seen: Mutex::default(), world: world.clone() });
+        let (provider, own) = (Moody::new("moody", &world), Moody::new("own", &world));
         let mut config = Config::default();
         config.worker.in_doubt_instances = IN_DOUBT;
         config.worker.send_deadline_ms = 2_000;
-        let roles = Roles::start(&config, &backends, vec![provider.clone()], &world).await.unwrap();
+        let providers = OpenProviders::new(vec![provider.clone()], Arc::new(OpensOwn(own.clone())));
+        let roles = Roles::start_with(&config, &backends, Arc::new(providers), &world).await.unwrap();
         let tenants = (0..tenants).map(|i| TenantId::trusted(&format!("t{i}"))).collect();
         let scenario = people(tenants, users, limits);
         scenario.set_up(&backends, &roles, world.now_ms()).await.unwrap();
-        Self { backends, provider, world, clock, tenants: scenario.tenants, users, sent: Vec::new(), roles }
+        let tenants = scenario.tenants;
+        Self { backends, provider, own, world, clock, tenants, users, sent: Vec::new(), roles }
+    }
+
+    /// Gives a tenant a provider of its own; returns once every role runs it.
+    pub(crate) async fn has_its_own_provider(&self, tenant: usize) {
+        let row = ProviderRow {
+            name: "own".into(),
+            channel: "email".into(),
+            kind: "moody".into(),
+            url: String::new(),
+            credentials: None,
+            weight: 1,
+            tenants: BTreeSet::from([self.tenants[tenant].to_string()]),
+            revision: 1,
+            created_ms: 0,
+            updated_ms: 0,
+        };
+        let value = serde_json::to_vec(&row).unwrap().into();
+        let written = self.roles.publisher.put(kind::PROVIDER, "own", Some(value), 0).await.unwrap();
+        assert!(matches!(written, Written::Done(_)), "{written:?}");
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 
     /// Sends to everybody of a tenant, so many times.
-    async fn send_to_all(&mut self, tenant: usize, times: usize) {
+    pub(crate) async fn send_to_all(&mut self, tenant: usize, times: usize) {
         for number in 0..times {
             let (planned, id) = self.plan_for_all(tenant, number);
             send(&planned, id, false, &self.backends, [self.world.now_ms(); 2]).await.unwrap();
@@ -208,11 +255,11 @@ impl Node {
         within.count() as u64
     }
 
-    fn is_now(&self, mood: Mood) {
+    pub(crate) fn is_now(&self, mood: Mood) {
         *self.provider.mood.lock().unwrap() = mood;
     }
 
-    fn attempts(&self) -> usize {
+    pub(crate) fn attempts(&self) -> usize {
         self.provider.seen.lock().unwrap().attempts.len()
     }
 
@@ -233,22 +280,22 @@ impl Node {
     }
 
     /// Waits until everybody has every mail, for `within` of simulated time.
-    async fn all_taken(&self, within: Duration) {
+    pub(crate) async fn all_taken(&self, within: Duration) {
         let wanted = self.sent.len() * self.users;
+        let taken = || [&self.provider, &self.own].map(|provider| provider.seen.lock().unwrap().taken.len());
         let waiting = async {
-            while self.provider.seen.lock().unwrap().taken.len() < wanted {
+            while taken().iter().sum::<usize>() < wanted {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
-        let taken = tokio::time::timeout(within, waiting).await;
-        let seen = self.provider.seen.lock().unwrap();
-        assert!(taken.is_ok(), "{} of {wanted} were taken in {} attempts", seen.taken.len(), seen.attempts.len());
+        let all = tokio::time::timeout(within, waiting).await;
+        assert!(all.is_ok(), "{:?} of {wanted} were taken in {} attempts", taken(), self.attempts());
     }
 }
 
-fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
+pub(crate) fn run<T, F: Future<Output = T>>(test: impl FnOnce() -> F) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async { test().await });
+    runtime.block_on(async { test().await })
 }
 
 /// Jain's index of fairness: 1 where all shares are equal, 1/n where one has everything.
@@ -297,7 +344,7 @@ fn a_provider_that_asks_for_less_is_sent_what_it_takes() {
 fn what_waits_for_a_provider_is_sent_once_it_is_well_though_nothing_new_comes() {
     run(async || {
         let mut node = Node::start(1, 300, Vec::new()).await;
-        node.is_now(Mood::RefusesSome);
+        node.is_now(Mood::RefusesSome(None));
         node.send_to_all(0, 40).await;
         tokio::time::sleep(Duration::from_secs(5)).await;
         let taken = node.provider.seen.lock().unwrap().taken.len();

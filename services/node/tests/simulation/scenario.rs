@@ -91,6 +91,8 @@ pub enum Step {
     },
     /// Somebody who was erased, if anybody was, is registered again.
     Return,
+    /// An operator raises or lowers a limit.
+    Limit(LimitRow),
     /// The wall clock is set, so that it is ahead by so much, or behind, or right.
     SetClock {
         ahead_ms: i64,
@@ -265,6 +267,7 @@ impl Scenario {
             8..=9 if self.kind != ScenarioKind::Orderly => Step::Cancel { back: 1 + chance.below(4) as usize },
             10 if self.kind != ScenarioKind::Orderly => Step::Erase { tenant, user },
             14 if self.kind != ScenarioKind::Orderly => Step::Return,
+            15..=17 if !self.limits.is_empty() => Step::Limit(self.other_limit(chance)),
             11..=13 if self.sets_clock => Step::SetClock { ahead_ms: self.clock_error_ms(chance) },
             _ => Step::Notify(self.plan(tenant, number, chance)),
         }
@@ -315,6 +318,22 @@ impl Scenario {
         }
     }
 
+    /// One of the limits with another rate and burst.
+    pub fn other_limit(&self, chance: &Chance) -> LimitRow {
+        let row = self.limits[chance.below(self.limits.len() as u64) as usize].clone();
+        let (per_second, burst) = [(4.0, 4), (10.0, 8), (30.0, 20)][chance.below(3) as usize];
+        LimitRow { per_second, burst, ..row }
+    }
+
+    /// Whether the provider is one that is overloaded. It takes a crowd to use up what retries may be.
+    pub fn is_overloaded(&self, seed: u64) -> bool {
+        match self.kind {
+            ScenarioKind::Mixed => seed % 5 == 3,
+            ScenarioKind::Crowds => seed % 40 == 4,
+            ScenarioKind::Orderly => false,
+        }
+    }
+
     /// By how much the clock is wrong once somebody has set it: not at all, ahead by minutes, hours or a day, or behind by
     /// seconds, minutes or an hour. Nights are too short for a day.
     fn clock_error_ms(&self, chance: &Chance) -> i64 {
@@ -333,7 +352,12 @@ impl Scenario {
         let gets_in_the_way = |step: &Step| {
             matches!(
                 step,
-                Step::Redrive | Step::Switch { .. } | Step::Cancel { .. } | Step::Erase { .. } | Step::Return
+                Step::Redrive
+                    | Step::Switch { .. }
+                    | Step::Cancel { .. }
+                    | Step::Erase { .. }
+                    | Step::Return
+                    | Step::Limit(_)
             )
         };
         self.steps.retain(|step| !gets_in_the_way(step));

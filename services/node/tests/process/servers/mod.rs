@@ -1,5 +1,6 @@
 //! Kafka, Cassandra and Redis: one process with all roles, and roles as processes of their own.
 
+mod front;
 mod installation;
 mod kill;
 mod lag;

@@ -6,16 +6,12 @@ use std::{
     io,
     ops::Range,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use bytes::Bytes;
 use fjall::{
     Database, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode, Readable, Snapshot,
-    compaction::Leveled,
     config::{HashRatioPolicy, RestartIntervalPolicy},
 };
 use herald_core::ports::StoreError;
@@ -29,8 +25,7 @@ use crate::SyncFirst;
 pub struct FjallConfig {
     /// Blocks kept in memory, in bytes.
     pub cache_bytes: u64,
-    /// Rows gathered in memory before they are written as a table, in bytes; up to three such may exist. Tables are as
-    /// large: each is synced as a whole, and what the log syncs meanwhile waits for the disk.
+    /// Rows gathered in memory before they are written as a table, in bytes; up to three such may exist.
     pub memtable_bytes: u64,
     /// The journal's files together, in bytes.
     pub journal_bytes: u64,
@@ -40,7 +35,7 @@ pub struct FjallConfig {
 
 impl Default for FjallConfig {
     fn default() -> Self {
-        Self { cache_bytes: 64 << 20, memtable_bytes: 16 << 20, journal_bytes: 512 << 20, worker_threads: 2 }
+        Self { cache_bytes: 64 << 20, memtable_bytes: 32 << 20, journal_bytes: 512 << 20, worker_threads: 2 }
     }
 }
 
@@ -77,7 +72,6 @@ impl FjallKv {
         let options = || {
             KeyspaceCreateOptions::default()
                 .max_memtable_size(config.memtable_bytes)
-                .compaction_strategy(Arc::new(Leveled::default().with_table_target_size(config.memtable_bytes)))
                 .manual_journal_persist(true)
                 .data_block_restart_interval_policy(RestartIntervalPolicy::all(4))
                 .data_block_hash_ratio_policy(HashRatioPolicy::all(0.75))

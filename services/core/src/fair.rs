@@ -192,8 +192,8 @@ mod tests {
     #[test]
     fn who_comes_again_and_again_holds_up_nobody() {
         let mut drr = DeficitRoundRobin::new(100);
-        ["spike"; 100].map(|key| drr.push(key, 100, key));
-        ["first", "second"].map(|key| drr.push(key, 100, key));
+        let keys = std::iter::repeat_n("spike", 100).chain(["first", "second"]);
+        keys.for_each(|key| drr.push(key, 100, key));
         // Each comes again when the one after it was served, so that it has had nothing for a while.
         let (mut gone, mut spike) = (None, 0);
         for _ in 0..90 {

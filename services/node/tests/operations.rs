@@ -82,7 +82,8 @@ fn unknown_labels(expression: &str, documented: &BTreeMap<String, BTreeSet<Strin
             depth += i32::from(*c == '(') - i32::from(*c == ')');
             depth == 0 && *c == ')'
         });
-        let operand = &operand[..closed.map(|(end, _)| end).expect("labels stand before what they group")];
+        // Labels stand before what they group.
+        let operand = &operand[..closed.unwrap().0];
         for metric in metrics_in(operand) {
             check(&metric, words_of(labels));
         }

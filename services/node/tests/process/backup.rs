@@ -314,7 +314,7 @@ async fn verify_tells_that_a_key_does_not_open_what_was_sealed() {
     };
     let path = setup.data.join("secrets.key");
     let key = std::fs::read_to_string(&path).unwrap();
-    let other = if key.starts_with('A') { format!("B{}", &key[1..]) } else { format!("A{}", &key[1..]) };
+    let other = format!("{}{}", if key.starts_with('A') { 'B' } else { 'A' }, &key[1..]);
     for (text, why) in
         [(other.as_str(), "credentials of provider relay"), (&key[1..], "line 1 is no key"), ("", "no key")]
     {

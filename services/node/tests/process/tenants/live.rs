@@ -17,7 +17,7 @@ use crate::support::{PATIENCE, Setup, client_with};
 
 /// An open feed.
 enum Feed {
-    Grpc(Streaming<InboxItem>),
+    Grpc(Box<Streaming<InboxItem>>),
     Socket(Box<WebSocketStream<TcpStream>>),
 }
 
@@ -57,7 +57,7 @@ async fn feeds(port: u16, key: &str, from: Option<&str>) -> [Feed; 2] {
     let mut request = format!("ws://{address}/v1/users/same/live{query}").into_client_request().unwrap();
     request.headers_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
     let (socket, _) = client_async(request, TcpStream::connect(address).await.unwrap()).await.unwrap();
-    [Feed::Grpc(stream), Feed::Socket(Box::new(socket))]
+    [Feed::Grpc(Box::new(stream)), Feed::Socket(Box::new(socket))]
 }
 
 /// Sends an item to a tenant's user `same`.

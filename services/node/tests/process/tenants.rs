@@ -57,7 +57,7 @@ async fn no_route_and_no_method_reaches_another_tenant() {
             let came = world.call(way, case, &[("Authorization", &namesake), ("Herald-Tenant", "demo")]).await;
             assert!(matches!(came, Came::Forbidden), "another tenant's token that names this one {}", told(&came));
             let came = world.call(way, case, &[("Authorization", &namesake)]).await;
-            let as_it_must = matches!(came, Came::Forbidden) || leads_home(case.2, &came, &owned);
+            let as_it_must = matches!(came, Came::Forbidden) || is_kept_apart(case.2, &came, &owned);
             assert!(as_it_must, "another tenant's token {}", told(&came));
             let came = world.call(way, case, &[("Authorization", &orphan)]).await;
             assert!(matches!(came, Came::Unauthenticated), "a token of a deleted key {}", told(&came));
@@ -66,12 +66,12 @@ async fn no_route_and_no_method_reaches_another_tenant() {
     for case in &cases {
         for (_, way) in ways.iter().filter(|(name, _)| name == case.0) {
             let came = world.call(way, case, &[("Authorization", &other)]).await;
+            if let Came::Otherwise(problem) = &came {
+                panic!("{case:?}: {problem}");
+            }
             let as_it_must = match (case.2, &came) {
-                (Leads::Nowhere, Came::Unknown)
-                | (Leads::Refused, Came::Forbidden)
-                | (Leads::Foreign, Came::Foreign) => true,
-                (_, Came::Otherwise(problem)) => panic!("{case:?}: {problem}"),
-                (leads, came) => leads_home(leads, came, &owned),
+                (Leads::Nowhere, Came::Unknown) | (Leads::Refused, Came::Forbidden) => true,
+                (leads, came) => is_kept_apart(leads, came, &owned),
             };
             assert!(as_it_must, "{case:?}: {came:?}");
         }
@@ -86,10 +86,10 @@ async fn no_route_and_no_method_reaches_another_tenant() {
     assert_eq!(world.demo("POST", "/v1/topics/theirs/subscribers:remove", Some(users)).await["changed"], 2);
 }
 
-/// Whether a call came to something of the caller's own.
-fn leads_home(leads: Leads, came: &Came, owned: &Owned) -> bool {
+/// Whether a call came to something of the caller's own, or to nothing since its page is another's.
+fn is_kept_apart(leads: Leads, came: &Came, owned: &Owned) -> bool {
     match (leads, came) {
-        (Leads::HomeFeed, Came::Feed) => true,
+        (Leads::Foreign, Came::Foreign) | (Leads::HomeFeed, Came::Feed) => true,
         (Leads::Home, Came::Done(answer)) => !owned.is_told_in(answer),
         _ => false,
     }

@@ -137,7 +137,8 @@ fn a_killed_worker_repeats_no_more_than_may_be_in_doubt() {
 fn a_silent_provider_holds_no_more_than_may_be_unanswered() {
     let [in_doubt, unanswered] = LIMITS;
     let killed = kill_a_worker(LIMITS, true);
-    assert!((unanswered * 3 / 4..=unanswered).contains(&killed.sent), "{} of {unanswered}", killed.sent);
+    // In parts that are as large as bulk may fill the window.
+    assert!((unanswered * 2 / 3..=unanswered).contains(&killed.sent), "{} of {unanswered}", killed.sent);
     // The limit of what is in doubt does not do this.
     let ignored = kill_a_worker([in_doubt, IGNORED], true);
     assert!(ignored.sent > unanswered, "{} were sent without a limit", ignored.sent);

@@ -22,7 +22,7 @@ use herald_core::{
     policy::Policy,
     ports::log::{Commit, Committed, Identity, Log, Member, NewRecord, Position, Record, Subscription},
     record::{Schema, WaitCause},
-    topic::{Group, Topic, TopicPartition, tier_delay_ms, tier_for},
+    topic::{Group, Layout, Topic, TopicPartition, tier_delay_ms, tier_for},
     waiting::LONGEST_WAIT_MS,
 };
 use tokio::sync::watch;
@@ -178,7 +178,7 @@ impl Router {
 
     /// Moves what has waited long enough, in one commit.
     async fn pass_on(&mut self) -> anyhow::Result<()> {
-        let now_ms = self.deps.world.now_ms();
+        let (now_ms, layout) = (self.deps.world.now_ms(), self.deps.log.identity().layout);
         let mut commit = Commit::default();
         for (at, tier) in &mut self.tiers {
             let mut moved = None;
@@ -186,7 +186,7 @@ impl Router {
                 if let Some(record) = tier.held.pop_front() {
                     moved = Some(record.offset + 1);
                     let lifted = tier.is_lifted(&record);
-                    match next_place(record, lifted, now_ms) {
+                    match next_place(record, lifted, now_ms, layout) {
                         Ok(record) => commit.outputs.push(record),
                         Err(homeless) => {
                             self.deps.stats.add(|s| &s.router_dead_letters, 1);
@@ -227,11 +227,12 @@ fn is_astray(topic: Topic, record: &Record) -> bool {
 }
 
 /// Where a record goes from its tier, home at once if what it waits for was lifted; the record itself if it does not say
-/// where it came from.
-fn next_place(record: Record, lifted: bool, now_ms: u64) -> Result<NewRecord, Box<Record>> {
+/// where it came from, or that is not there.
+fn next_place(record: Record, lifted: bool, now_ms: u64, layout: Layout) -> Result<NewRecord, Box<Record>> {
     let home = record.envelope.waiting.as_ref().and_then(|waiting| {
         let topic = Topic::of_code(u8::try_from(waiting.topic).ok()?)?;
-        Some((waiting.due_ms, TopicPartition { topic, partition: waiting.partition }))
+        let is_there = waiting.partition < layout.partitions(topic);
+        is_there.then_some((waiting.due_ms, TopicPartition { topic, partition: waiting.partition }))
     });
     let Some((due_ms, home)) = home else { return Err(Box::new(record)) };
     let (ahead, astray) = (is_ahead(&record, now_ms), is_astray(record.at.topic, &record));
@@ -276,11 +277,13 @@ fn bury(record: &Record, log: &Identity, now_ms: u64) -> Vec<NewRecord> {
 mod tests {
     use herald_core::{
         record::{Envelope, LedgerBatch, SectionSummary, State, Waiting},
-        topic::{Lane, Layout},
+        topic::Lane,
     };
     use prost::Message;
 
     use super::*;
+
+    const LAYOUT: Layout = Layout { shards: 4, requests: 4, receipts: 4 };
 
     fn waiting(due_ms: u64, tier: u8) -> Record {
         let topic = Topic::Deliveries(Lane::Bulk).code().into();
@@ -303,7 +306,7 @@ mod tests {
             let mut record = waiting(due_ms, tier_for(due_ms));
             loop {
                 now_ms = Router::leaves_at_ms(&record.at, &record).max(now_ms);
-                let next = next_place(record, false, now_ms).unwrap();
+                let next = next_place(record, false, now_ms, LAYOUT).unwrap();
                 hops += 1;
                 if next.at.topic == Topic::Deliveries(Lane::Bulk) {
                     assert_eq!((next.at.partition, next.envelope.waiting), (3, None));
@@ -331,7 +334,7 @@ mod tests {
         let written = Record { timestamp_ms: DAY_MS, ..waiting(DAY_MS + 10_000, tier) };
         let now_ms = 1_000_000;
         assert!(Router::leaves(&written.at, &Tier::default(), &written, now_ms));
-        let again = next_place(written, false, now_ms).unwrap();
+        let again = next_place(written, false, now_ms, LAYOUT).unwrap();
         assert_eq!((again.at.topic, again.timestamp_ms), (Topic::Delayed(tier), now_ms));
         assert_eq!(again.envelope.waiting.as_ref().unwrap().due_ms, now_ms + 10_000);
         // Another process's clock need not be this one's to the millisecond.
@@ -347,16 +350,17 @@ mod tests {
         assert!(!Router::leaves(&astray.at, &Tier::default(), &astray, 1), "what is scheduled may wait so long");
         astray.envelope.schema = Schema::DeliveryBatch as i32;
         assert!(Router::leaves(&astray.at, &Tier::default(), &astray, 1));
-        assert_eq!(next_place(astray, false, 1).unwrap().at.topic, Topic::Deliveries(Lane::Bulk));
+        assert_eq!(next_place(astray, false, 1, LAYOUT).unwrap().at.topic, Topic::Deliveries(Lane::Bulk));
     }
 
     #[test]
     fn a_record_without_a_home_is_booked_dead_and_kept() {
         let summary = SectionSummary { notification_id: vec![1; 16].into(), count: 3, ..Default::default() };
         let envelope = Envelope { sections: vec![summary], waiting: None, ..Default::default() };
-        let homeless = next_place(Record { envelope, ..waiting(5, 0) }, false, 1_000).unwrap_err();
-        let layout = Layout { shards: 1, requests: 1, receipts: 1 };
-        let outputs = bury(&homeless, &Identity { region: "eu".into(), epoch: 1, layout }, 1_000);
+        let fewer = Layout { shards: 3, ..LAYOUT };
+        assert!(next_place(waiting(5, 0), false, 1_000, fewer).is_err(), "its partition is not there");
+        let homeless = next_place(Record { envelope, ..waiting(5, 0) }, false, 1_000, LAYOUT).unwrap_err();
+        let outputs = bury(&homeless, &Identity { region: "eu".into(), epoch: 1, layout: LAYOUT }, 1_000);
         let topics: Vec<Topic> = outputs.iter().map(|record| record.at.topic).collect();
         assert_eq!(topics, [Topic::Dead, Topic::Receipts]);
         let books = LedgerBatch::decode(outputs[1].body.clone()).unwrap();

@@ -88,12 +88,11 @@ impl LedgerStore {
             return Ok(Ok(page));
         }
         let user = LogUser::of(&TenantHash::of(of.tenant.as_str()), of.user_id);
+        let last = hour_of(of.until_ms - 1);
         let (mut hour, mut lanes) = match resumed {
-            Some(resumed) => resumed,
-            None => {
-                let last = hour_of(of.until_ms - 1);
-                (last, self.lanes(last, user)?)
-            }
+            // Hours behind the span are passed over at once, however many a token says they are.
+            Some((hour, lanes)) if hour <= last => (hour, lanes),
+            _ => (last, self.lanes(last, user)?),
         };
         let mut budget = LOG_ROWS;
         loop {

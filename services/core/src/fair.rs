@@ -205,6 +205,18 @@ mod tests {
         assert!(spike >= 20, "two thirds of a third at least: {spike}");
     }
 
+    #[test]
+    fn the_newest_items_of_the_heaviest_key_can_be_taken_away() {
+        let mut drr = DeficitRoundRobin::new(100);
+        (0..3).for_each(|i| drr.push("spike", 30, ("spike", i)));
+        drr.push("small", 50, ("small", 0));
+        assert_eq!(drr.heaviest(), Some((&"spike", 90)));
+        assert_eq!(drr.pop_newest(&"spike"), Some(("spike", 2)));
+        assert_eq!(drr.pop(), Some(("spike", 0)));
+        assert_eq!(drr.pop_newest(&"spike"), Some(("spike", 1)));
+        assert_eq!((drr.pop_newest(&"spike"), drr.pop(), drr.pop(), drr.len()), (None, Some(("small", 0)), None, 0));
+    }
+
     proptest! {
         #[test]
         fn shares_are_even_while_all_have_work(costs in proptest::collection::vec((0..4usize, 1..300u64), 200..400)) {

@@ -28,9 +28,10 @@ use crate::{
     steering::CancelAcks,
 };
 
-/// What a tenant may send on a channel before the next one's turn, in instances. Shards take turns section by section, so a
-/// newcomer waits for as many of each of the others in every shard: with sections of two or three, 8 shards and 256, for
-/// 2,048 of a spike. What is served together is gathered over tenants, so a small one costs next to nothing.
+/// What a tenant may send on a channel before the next one's turn, in instances, and a newcomer before its first one. Shards
+/// take turns section by section, so who has had its first turn waits for as many of each of the others in every shard: with
+/// sections of two or three, 8 shards and 256, for 2,048 of a spike. What is served together is gathered over tenants, so a
+/// small one costs next to nothing.
 const QUANTUM: u64 = 32;
 
 /// Sections that wait in one lane.
@@ -57,8 +58,7 @@ impl LaneQueues {
         for is_behind in [true, false] {
             let turns = self.by_channel.iter_mut().filter(|(channel, _)| (Some(**channel) > served) == is_behind);
             for (channel, queue) in turns {
-                if let Some(queued) = queue.pop_if(|next| in_doubt.has_room(share_of(lane, next), *channel, next.cost))
-                {
+                if let Some(queued) = queue.pop_if(|next| has_room_for(next, lane, *channel, in_doubt)) {
                     self.served = Some(*channel);
                     return Some(queued);
                 }
@@ -69,7 +69,7 @@ impl LaneQueues {
 
     fn has_work(&self, lane: Lane, in_doubt: &InDoubt) -> bool {
         let next = |(channel, queue): (&Channel, &DeficitRoundRobin<_, _>)| {
-            queue.peek().is_some_and(|next| in_doubt.has_room(share_of(lane, next), *channel, next.cost))
+            queue.peek().is_some_and(|next| has_room_for(next, lane, *channel, in_doubt))
         };
         self.by_channel.iter().any(next)
     }
@@ -87,19 +87,22 @@ impl LaneQueues {
     }
 }
 
-/// How much of the windows an item may fill.
-fn share_of(lane: Lane, next: Next) -> Share {
+/// How much of the windows a section may fill.
+fn share_of(lane: Lane, is_newcomers: bool) -> Share {
     match lane {
         Lane::Transactional => Share::Transactional,
-        Lane::Bulk if next.is_newcomers => Share::Newcomers,
+        Lane::Bulk if is_newcomers => Share::Newcomers,
         Lane::Bulk => Share::Bulk,
     }
 }
 
-/// Whether there is room for a section of a tenant that has had its first turn.
+fn has_room_for(next: Next, lane: Lane, channel: Channel, in_doubt: &InDoubt) -> bool {
+    in_doubt.has_room(share_of(lane, next.is_newcomers), channel, next.cost)
+}
+
+/// Whether there is room for a section that has waited for its turn.
 fn has_room_in_turn(queued: &Queued, in_doubt: &InDoubt) -> bool {
-    let next = Next { cost: queued.cost(), is_newcomers: false };
-    in_doubt.has_room(share_of(queued.lane(), next), queued.chunk.head.channel, next.cost)
+    in_doubt.has_room(share_of(queued.lane(), false), queued.chunk.head.channel, queued.cost())
 }
 
 /// A section, or a part of one, that waits for its turn.

@@ -337,6 +337,22 @@ async fn the_mark_file_must_be_there_and_one_slot_is_enough() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_torn_end_is_damage_when_half_of_the_mark_file_is() {
+    let (disk, _) = journal(10).await;
+    let (mark, newest) = (disk.content("journal.mark").unwrap(), segments(&disk).pop().unwrap());
+    let bytes = disk.content(&newest).unwrap();
+    let later = [0_usize, 4_096].into_iter().max_by_key(|slot| mark[slot + 8]).unwrap();
+    for (slot, cut, opens) in [(later, 0, true), (later, 1, false), (4_096 - later, 1, false)] {
+        let mut damaged = mark.clone();
+        damaged[slot + 17] ^= 1;
+        disk.set_content("journal.mark", Some(damaged));
+        disk.set_content(&newest, Some(bytes[..bytes.len() - cut].to_vec()));
+        let opened = open(&disk, small());
+        assert_eq!(opened.is_ok(), opens, "slot at {slot}, {cut} bytes cut: {:?}", opened.err());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_a_current_mark_file_later_frames_prove_what_was_synced() {
     let disk = MemoryDisk::new();
     let log = open(&disk, LogOptions::default()).unwrap();

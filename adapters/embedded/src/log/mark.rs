@@ -2,7 +2,8 @@
 //! journal's end cannot pass for a torn tail.
 //!
 //! Two slots, at bytes 0 and 4096, written in turn, so that one is whole whatever happens to the other:
-//! `"HRLDMARK"`, sequence u64, position u64, crc32c u32 of these 24 bytes; little-endian. A slot is written after each
+//! `"HRLDMARK"`, sequence u64, position u64, crc32c u32 of these 24 bytes; little-endian. Each lies in one sector, which
+//! a disk writes whole or not at all, so a power cut leaves both readable. A slot is written after each
 //! sync of the journal without a sync of its own, and the file is synced once a second and at the end. So the mark is
 //! never ahead of the journal, and may be behind it by a second after a power cut; the frames' own marks cover that.
 
@@ -23,6 +24,15 @@ const SLOT_PLACES: [u64; 2] = [0, 4_096];
 pub struct MarkFile {
     file: Arc<dyn DiskFile>,
     sequence: u64,
+}
+
+/// What the mark file says.
+#[derive(Debug, Clone, Copy)]
+pub struct Mark {
+    /// Everything before this position was synced, and acknowledged.
+    pub position: u64,
+    /// Whether both slots can be read; if not, the later position may have been in the other one.
+    pub is_whole: bool,
 }
 
 /// Makes the mark of a journal that was copied here and is durable up to a position.
@@ -56,20 +66,21 @@ impl MarkFile {
     }
 
     /// Opens the file and reads the later of its whole slots.
-    pub fn open(disk: &dyn Disk) -> Result<(Self, u64), NoMark> {
+    pub fn open(disk: &dyn Disk) -> Result<(Self, Mark), NoMark> {
         let file = disk.open(NAME).map_err(NoMark::Io)?;
         let length = file.length().map_err(NoMark::Io)?;
-        let mut best = None;
+        let (mut latest, mut is_whole) = (None, true);
         for place in SLOT_PLACES {
-            if place + SLOT_BYTES as u64 > length {
-                continue;
-            }
             let mut slot = [0; SLOT_BYTES];
-            file.read_at(place, &mut slot).map_err(NoMark::Io)?;
-            best = best.max(decode(&slot));
+            if place + SLOT_BYTES as u64 <= length {
+                file.read_at(place, &mut slot).map_err(NoMark::Io)?;
+            }
+            let noted = decode(&slot);
+            is_whole &= noted.is_some();
+            latest = latest.max(noted);
         }
-        let (sequence, position) = best.ok_or(NoMark::Damaged)?;
-        Ok((Self { file, sequence }, position))
+        let (sequence, position) = latest.ok_or(NoMark::Damaged)?;
+        Ok((Self { file, sequence }, Mark { position, is_whole }))
     }
 
     /// Notes a position.

@@ -3,7 +3,9 @@
 //! Everything up to the *durable mark* was acknowledged and must be whole. The mark is the greatest of what the mark
 //! file says, what any whole frame says, even one behind a damaged place, and the start of the newest segment, which is
 //! made only after all before it is synced. A place that cannot be read at or past the mark is a torn tail and is cut.
-//! Before the mark it is damage: opening fails and changes nothing.
+//! Before the mark it is damage: opening fails and changes nothing. Where one half of the mark file cannot be read, the
+//! mark may have been later than it seems, and a torn tail is taken for damage. What then goes unnoticed is a journal that
+//! lost its last frames exactly between two of them, besides the half of the mark file that knew of them.
 
 use std::{collections::BTreeSet, io, sync::Arc};
 
@@ -14,7 +16,7 @@ use super::{
     LogOptions,
     flush::Writer,
     format::{self, Entry, Frame, HEADER_BYTES, Header, RecordEntry, UnknownEntry},
-    mark::{self, MarkFile, NoMark},
+    mark::{self, Mark, MarkFile, NoMark},
     state::{self, Segment, State},
 };
 use crate::disk::{Disk, DiskFile};
@@ -46,6 +48,17 @@ pub enum OpenError {
         durable: u64,
         /// What is wrong.
         why: String,
+    },
+    /// The end cannot be read, and neither can one half of what says up to where it was acknowledged.
+    #[error(
+        "journal.mark is damaged in one of its two halves, and {file} cannot be read from byte {at} on: what stood there \
+         may have been acknowledged. Nothing was changed. Restore the data directory from a backup"
+    )]
+    UncertainEnd {
+        /// The newest segment's name.
+        file: String,
+        /// The byte within the file.
+        at: u64,
     },
     /// A file that must be there is not.
     #[error(
@@ -174,6 +187,14 @@ impl Scanned {
         }
     }
 
+    /// Refuses what looks like a torn end where the mark does not say for certain that it was never acknowledged.
+    fn check_end(&self, marked: Mark) -> Result<(), OpenError> {
+        if marked.is_whole || (self.has_checkpoint() && self.is_whole()) {
+            return Ok(());
+        }
+        Err(OpenError::UncertainEnd { file: format::segment_name(self.start), at: self.whole as u64 })
+    }
+
     fn check_header(&self, identity: &Identity) -> Result<(), OpenError> {
         let Some(header) = self.header() else { return Ok(()) };
         let file = format::segment_name(self.start);
@@ -208,7 +229,10 @@ pub fn open(
     let (mut mark, marked) = match has_mark {
         true => open_mark(disk)?,
         false => match starts.first() {
-            None => (MarkFile::create(disk).map_err(|e| OpenError::io("create journal.mark", e))?, 0),
+            None => {
+                let mark = MarkFile::create(disk).map_err(|e| OpenError::io("create journal.mark", e))?;
+                (mark, Mark { position: 0, is_whole: true })
+            }
             Some(_) => {
                 let why = "it is as old as the journal, which is there".to_owned();
                 return Err(OpenError::Missing { file: mark::NAME.to_owned(), why });
@@ -216,11 +240,10 @@ pub fn open(
         },
     };
     let file = match starts.pop() {
-        None if marked > 0 => {
-            let why = format!("the journal was written up to position {marked}, and no segment is there");
-            return Err(OpenError::Missing { file: "journal-*.seg".to_owned(), why });
+        None => {
+            check_no_segment(marked)?;
+            None
         }
-        None => None,
         Some(newest) => recover(disk, identity, options, &mut state, starts, newest, marked)?,
     };
     if file.is_none() {
@@ -232,7 +255,7 @@ pub fn open(
     Ok((state, writer))
 }
 
-fn open_mark(disk: &dyn Disk) -> Result<(MarkFile, u64), OpenError> {
+fn open_mark(disk: &dyn Disk) -> Result<(MarkFile, Mark), OpenError> {
     MarkFile::open(disk).map_err(|no_mark| match no_mark {
         NoMark::Io(source) => OpenError::io("read journal.mark", source),
         NoMark::Damaged => OpenError::Damaged {
@@ -243,6 +266,17 @@ fn open_mark(disk: &dyn Disk) -> Result<(MarkFile, u64), OpenError> {
             why: "neither of its slots has the right checksum".to_owned(),
         },
     })
+}
+
+/// A journal without a segment is one that was never written.
+fn check_no_segment(marked: Mark) -> Result<(), OpenError> {
+    let why = match marked {
+        Mark { position: 0, is_whole: true } => return Ok(()),
+        Mark { position: 0, is_whole: false } => "journal.mark is damaged in one of its two halves".to_owned(),
+        Mark { position, .. } => format!("the journal was written up to position {position}"),
+    };
+    let why = format!("{why}, and no segment is there");
+    Err(OpenError::Missing { file: "journal-*.seg".to_owned(), why })
 }
 
 type OpenSegment = (u64, Arc<dyn DiskFile>);
@@ -264,7 +298,7 @@ fn recover(
     state: &mut State,
     older: Vec<u64>,
     newest: u64,
-    marked: u64,
+    marked: Mark,
 ) -> Result<Option<OpenSegment>, OpenError> {
     let Some(sound) = examine(disk, identity, options.store_flush, state, older.clone(), newest, marked)? else {
         delete(disk, &[newest])?;
@@ -296,17 +330,18 @@ fn examine(
     state: &mut State,
     mut older: Vec<u64>,
     newest: u64,
-    marked: u64,
+    marked: Mark,
 ) -> Result<Option<Sound>, OpenError> {
     // The last segment with a checkpoint tells which others must be there.
     let (mut last, mut file) = Scanned::read(disk, newest)?;
     last.check_header(identity)?;
-    let mut durable = marked.max(newest).max(last.proven());
+    let mut durable = marked.position.max(newest).max(last.proven());
     let mut torn = Vec::new();
     if !last.has_checkpoint() {
         if durable > last.start {
             return Err(last.damaged(durable, "its beginning cannot be read"));
         }
+        last.check_end(marked)?;
         torn.push(last.start);
         let Some(before) = older.pop() else { return Ok(None) };
         (last, file) = Scanned::read(disk, before)?;
@@ -316,6 +351,7 @@ fn examine(
     if last.end() < durable {
         return Err(last.damaged(durable, "a frame cannot be read, or the file is too short"));
     }
+    last.check_end(marked)?;
     if torn.first().is_some_and(|next| *next != last.end()) {
         return Err(last.damaged(durable, "the next segment does not begin where this one ends"));
     }
@@ -361,9 +397,7 @@ pub(super) fn inspect(
         Err(error) => return (Err(error), holes),
     };
     let Some(newest) = starts.pop() else {
-        let why = format!("the journal was written up to position {marked}, and no segment is there");
-        let missing = OpenError::Missing { file: "journal-*.seg".to_owned(), why };
-        return (if marked > 0 { Err(missing) } else { Ok(state) }, holes);
+        return (check_no_segment(marked).map(|()| state), holes);
     };
     let examined = examine(disk, identity, store_flush, &mut state, starts, newest, marked);
     (examined.map(|_| state), holes)

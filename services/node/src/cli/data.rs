@@ -131,7 +131,7 @@ impl Restore {
 /// it opens the credentials of providers; or a backup: that every file is there with its checksum. Exits with 8 where
 /// something does not hold.
 ///
-/// What a power cut may leave is no fault, since nothing is lost by it: one half of journal.mark, and a torn end of the
+/// What is mended on start without a loss is no fault: one damaged half of journal.mark, or a torn end of the
 /// journal or of the stores' own (store/*.jnl) behind what was synced. The keys of secrets.key_file are kept elsewhere, and
 /// are not looked at.
 #[derive(Debug, Args)]

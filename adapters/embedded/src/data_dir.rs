@@ -15,8 +15,10 @@ mod restoring;
 
 pub use restoring::Restoring;
 
-/// The version of the directory's format that this code reads and writes.
-pub const FORMAT_VERSION: u32 = 1;
+/// The version of the directory's format that this code writes; it reads older ones, and opening makes them this one.
+///
+/// 2: the stores have two keyspaces. A process that knows 1 only would find nobody in them.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// The layout of a new directory where none is configured.
 pub const DEFAULT_LAYOUT: Layout = Layout { shards: 16, requests: 8, receipts: 4 };
@@ -171,7 +173,7 @@ impl DataDir {
         }
         RealDisk::open(&path).map_err(|source| at("make the directory", &path, source))?;
         let lock = lock(&path)?;
-        let description = match read(&path)? {
+        let mut description = match read(&path)? {
             Some(description) => description,
             None => {
                 refuse_foreign(&path)?;
@@ -190,6 +192,7 @@ impl DataDir {
             }
         };
         check(&path, &description, wanted)?;
+        raise(&path, &mut description)?;
         let identity = identity(&description);
         Ok(Self { path, description, identity, _lock: lock })
     }
@@ -202,8 +205,9 @@ impl DataDir {
             return Err(DataDirError::Absent(path));
         }
         let lock = lock(&path)?;
-        let description = read(&path)?.ok_or_else(|| DataDirError::Absent(path.clone()))?;
+        let mut description = read(&path)?.ok_or_else(|| DataDirError::Absent(path.clone()))?;
         check_layout(description.layout())?;
+        raise(&path, &mut description)?;
         let identity = identity(&description);
         Ok(Self { path, description, identity, _lock: lock })
     }
@@ -320,6 +324,15 @@ fn check(path: &Path, stored: &Description, wanted: &Settings) -> Result<(), Dat
         return Err(DataDirError::OtherRegion { path: path.to_owned(), stored, wanted });
     }
     Ok(())
+}
+
+/// Keeps older versions of Herald out before anything is written that they do not know.
+fn raise(path: &Path, description: &mut Description) -> Result<(), DataDirError> {
+    if description.format_version == FORMAT_VERSION {
+        return Ok(());
+    }
+    description.format_version = FORMAT_VERSION;
+    write(path, description)
 }
 
 /// Writes `herald.json` so that it is found either old or new, whole.

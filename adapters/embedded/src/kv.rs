@@ -79,7 +79,7 @@ pub trait Kv: Send + Sync + 'static {
     /// The value of a key.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
 
-    /// At most `limit` rows of a half-open range of keys, as of one moment.
+    /// At most `limit` rows of a half-open range of keys, as of one moment. The range is within one table.
     fn scan(&self, range: Range<&[u8]>, direction: Direction, limit: usize) -> Result<Vec<Row>, StoreError>;
 
     /// Makes a batch visible. It is durable after the next sync.

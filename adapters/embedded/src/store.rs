@@ -29,6 +29,8 @@
 //! | 0x41 unpublished policy | kind, key | nothing |
 //! | 0x50 audit | answered, hash of operator, action and call | the operator's call |
 //!
+//! Tables 0x20 to 0x3F are the history, all others the state; a database on disk keeps them apart ([`crate::kv::fjall`]).
+//!
 //! Everything that reads before it writes does so under a lock of a stripe ([`locks`]), so there is one process to a
 //! database. Calls run to their end without waiting, but for [`crate::kv::ready`] before a write.
 

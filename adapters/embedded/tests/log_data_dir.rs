@@ -3,7 +3,7 @@
 use std::fs;
 
 use herald_core::topic::Layout;
-use herald_embedded::data_dir::{DEFAULT_LAYOUT, DataDir, DataDirError, Settings};
+use herald_embedded::data_dir::{DEFAULT_LAYOUT, DataDir, DataDirError, FORMAT_VERSION, Settings};
 
 fn settings(layout: Option<Layout>) -> Settings {
     Settings { layout, region: "eu".to_owned() }
@@ -63,13 +63,37 @@ fn what_is_not_heralds_stays_as_it_is() {
 }
 
 #[test]
+fn a_directory_of_an_older_format_is_raised_unless_it_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = DataDir::open(directory.path(), &settings(None), 0).unwrap();
+    let name = directory.path().join("herald.json");
+    let present = fs::read_to_string(&name).unwrap();
+    let old = present.replace(&format!("\"format_version\": {FORMAT_VERSION}"), "\"format_version\": 1");
+    assert_ne!(old, present);
+    drop(made);
+    let elsewhere = Settings { region: "elsewhere".to_owned(), ..settings(None) };
+    fs::write(&name, &old).unwrap();
+    assert!(DataDir::open(directory.path(), &elsewhere, 0).is_err());
+    assert_eq!(fs::read_to_string(&name).unwrap(), old);
+    let opened = DataDir::open(directory.path(), &settings(None), 0).unwrap();
+    assert_eq!(
+        (opened.description().format_version, fs::read_to_string(&name).unwrap()),
+        (FORMAT_VERSION, present.clone())
+    );
+    drop(opened);
+    fs::write(&name, &old).unwrap();
+    DataDir::open_existing(directory.path()).unwrap();
+    assert_eq!(fs::read_to_string(&name).unwrap(), present);
+}
+
+#[test]
 fn a_newer_or_damaged_description_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     DataDir::open(directory.path(), &settings(None), 0).unwrap();
     let name = directory.path().join("herald.json");
-    fs::write(&name, r#"{"format_version": 2, "something": "new"}"#).unwrap();
+    fs::write(&name, r#"{"format_version": 3, "something": "new"}"#).unwrap();
     let error = DataDir::open(directory.path(), &settings(None), 0).unwrap_err();
-    assert!(matches!(error, DataDirError::NewerFormat { found: 2, .. }), "{error}");
+    assert!(matches!(error, DataDirError::NewerFormat { found: 3, .. }), "{error}");
     fs::write(&name, "{").unwrap();
     assert!(matches!(DataDir::open(directory.path(), &settings(None), 0), Err(DataDirError::Damaged { .. })));
     // A power cut between the lock and the description leaves a directory that can be begun again.

@@ -76,6 +76,41 @@ fn what_was_synced_is_there_after_a_crash_under_its_flush_number() {
 }
 
 #[test]
+fn rows_that_were_in_one_keyspace_are_parted_wherever_that_was_broken_off() {
+    let directory = tempfile::tempdir().unwrap();
+    let keys: Vec<Vec<u8>> =
+        (0..0x60_u8).flat_map(|table| (0..50_u8).map(move |n| vec![table, n])).filter(|key| key[0] != 0).collect();
+    let raw = || fjall::Database::builder(directory.path()).open().unwrap();
+    let keyspace = |database: &fjall::Database, name| database.keyspace(name, Default::default).unwrap();
+    {
+        let database = raw();
+        let (rows, state) = (keyspace(&database, "rows"), keyspace(&database, "state"));
+        rows.insert(b"\0flush", 7_u64.to_be_bytes()).unwrap();
+        for (number, key) in keys.iter().enumerate() {
+            // Some had been moved.
+            let moved = number % 3 == 0 && !(0x20..0x40).contains(&key[0]);
+            if moved { &state } else { &rows }.insert(key, key).unwrap();
+        }
+        database.persist(fjall::PersistMode::SyncAll).unwrap();
+    }
+    let kv = open(directory.path());
+    assert_eq!(kv.last_flush(), 7);
+    let found: Vec<Vec<u8>> = kv.snapshot().rows().map(|row| row.unwrap().0.to_vec()).collect();
+    assert_eq!(found[1..], keys);
+    for key in &keys {
+        assert_eq!(kv.get(key).unwrap().as_deref(), Some(&key[..]));
+    }
+    let scan = |from: u8, to: u8| kv.scan(&[from]..&[to], Direction::Forward, 9_999).map(|rows| rows.len());
+    assert_eq!([scan(0x01, 0x20), scan(0x20, 0x40), scan(0x40, 0x60)].map(Result::unwrap), [31 * 50, 32 * 50, 32 * 50]);
+    assert!(scan(0x1F, 0x21).is_err() && scan(0x3F, 0x41).is_err(), "half of the rows would pass for all");
+    drop(kv);
+    let database = raw();
+    let tables = |name| -> Vec<u8> { keyspace(&database, name).iter().map(|row| row.key().unwrap()[0]).collect() };
+    assert!(tables("rows").iter().all(|table| (0x20..0x40).contains(table)));
+    assert!(!tables("state").iter().any(|table| (0x20..0x40).contains(table)));
+}
+
+#[test]
 fn both_databases_scan_alike() {
     let directory = tempfile::tempdir().unwrap();
     let databases: [Box<dyn Kv>; 2] = [Box::new(MemoryKv::new()), Box::new(open(directory.path()))];

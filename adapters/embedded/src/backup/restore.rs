@@ -10,7 +10,7 @@ use herald_core::ports::StoreError;
 
 use super::{Manifest, UnusableBackup, files::checked_manifest, rows};
 use crate::{
-    data_dir::{DataDirError, Restoring},
+    data_dir::{self, DataDirError, Description, Restoring},
     disk::{RealDisk, sync_directory},
     kv::{Batch, FjallConfig, FjallKv, Kv},
     log::{create_mark, format},
@@ -56,7 +56,7 @@ pub fn restore(from: &Path, data: &Path, now_ms: u64) -> Result<Restored, Restor
     let restoring = Restoring::begin(data)?;
     copy_journal(from, &manifest, &restoring.journal_path())?;
     write_rows(from, &manifest, &restoring.store_path())?;
-    let mut description = manifest.data.clone();
+    let mut description = Description { format_version: data_dir::FORMAT_VERSION, ..manifest.data.clone() };
     let seconds = u32::try_from(now_ms / 1_000).unwrap_or(u32::MAX);
     description.log_epoch = description.log_epoch.saturating_add(1).max(seconds);
     let log_epoch = description.log_epoch;

@@ -1,5 +1,12 @@
-//! Rows on disk, in one fjall keyspace: a second one that is seldom written would pin the journal's files (fjall
-//! issue 288).
+//! Rows on disk, in two keyspaces of one fjall database.
+//!
+//! While the tables of a keyspace change, fjall syncs three times under the lock that its readers need. So what is written
+//! with every message, the **history** (what the ledger and the feeds keep), is apart from the **state**, which is read on
+//! the way of each message and written seldom. They share one journal and its order, so a batch may change both.
+//!
+//! Files of the journal stay until each keyspace has written its part of them as tables. The state is made to once the
+//! files are [`FjallConfig::journal_bytes`] together; that it has something to write by then, which fjall needs (issue 288),
+//! is sure since the flush numbers are in it.
 
 use std::{
     fs::File,
@@ -25,7 +32,7 @@ use crate::SyncFirst;
 pub struct FjallConfig {
     /// Blocks kept in memory, in bytes.
     pub cache_bytes: u64,
-    /// Rows gathered in memory before they are written as a table, in bytes; up to three such may exist.
+    /// Rows of a keyspace gathered in memory before they are written as a table, in bytes; up to three such may exist.
     pub memtable_bytes: u64,
     /// The journal's files together, in bytes.
     pub journal_bytes: u64,
@@ -35,14 +42,62 @@ pub struct FjallConfig {
 
 impl Default for FjallConfig {
     fn default() -> Self {
-        Self { cache_bytes: 64 << 20, memtable_bytes: 32 << 20, journal_bytes: 512 << 20, worker_threads: 2 }
+        Self { cache_bytes: 64 << 20, memtable_bytes: 32 << 20, journal_bytes: 256 << 20, worker_threads: 2 }
+    }
+}
+
+#[derive(Clone)]
+struct Keyspaces {
+    state: Keyspace,
+    history: Keyspace,
+}
+
+/// The first bytes of the keys of the history: the tables of the ledger and the feeds.
+const HISTORY: Range<u8> = 0x20..0x40;
+/// Rows moved at once.
+const MOVED_ROWS: usize = 1_000;
+
+impl Keyspaces {
+    fn of(&self, key: &[u8]) -> &Keyspace {
+        match key.first() {
+            Some(table) if HISTORY.contains(table) => &self.history,
+            _ => &self.state,
+        }
+    }
+
+    /// Moves the state out of the history, where directories of format version 1 have it. Whatever ends this, a row is
+    /// in one of them, and the next start goes on.
+    fn part(&self, database: &Database) -> Result<(), StoreError> {
+        let mut moved = 0_usize;
+        for (mut begin, end) in [(vec![], vec![HISTORY.start]), (vec![HISTORY.end], vec![0xFF])] {
+            loop {
+                let rows = self.history.range(begin.clone()..end.clone());
+                let mut batch = fjall::OwnedWriteBatch::with_capacity(database.clone(), 2 * MOVED_ROWS);
+                for row in rows.take(MOVED_ROWS) {
+                    let (key, value) = row.into_inner().map_err(unavailable)?;
+                    begin = [&key[..], &[0]].concat();
+                    batch.remove(&self.history, key.clone());
+                    batch.insert(&self.state, key, value);
+                }
+                if batch.is_empty() {
+                    break;
+                }
+                moved += batch.len() / 2;
+                batch.commit().map_err(unavailable)?;
+            }
+        }
+        if moved > 0 {
+            database.persist(PersistMode::SyncAll).map_err(unavailable)?;
+            tracing::info!(moved, "moved the rows of the state into a keyspace of their own");
+        }
+        Ok(())
     }
 }
 
 /// A fjall database.
 pub struct FjallKv {
     database: Database,
-    rows: Keyspace,
+    keyspaces: Keyspaces,
     path: PathBuf,
     /// Whether a batch was written since the last sync began.
     dirty: AtomicBool,
@@ -76,9 +131,12 @@ impl FjallKv {
                 .data_block_restart_interval_policy(RestartIntervalPolicy::all(4))
                 .data_block_hash_ratio_policy(HashRatioPolicy::all(0.75))
         };
-        let rows = database.keyspace("rows", options).map_err(unavailable)?;
-        let last = flush_number(rows.get(FLUSH_KEY).map_err(unavailable)?.as_deref())?;
-        Ok(Self { database, rows, path: path.into(), dirty: AtomicBool::new(false), flush: Mutex::new(last) })
+        // The history has the name that all rows had in directories of format version 1.
+        let history = database.keyspace("rows", options).map_err(unavailable)?;
+        let keyspaces = Keyspaces { state: database.keyspace("state", options).map_err(unavailable)?, history };
+        keyspaces.part(&database)?;
+        let last = flush_number(keyspaces.of(FLUSH_KEY).get(FLUSH_KEY).map_err(unavailable)?.as_deref())?;
+        Ok(Self { database, keyspaces, path: path.into(), dirty: AtomicBool::new(false), flush: Mutex::new(last) })
     }
 
     /// The flush number of the last sync that is on disk; 0 before the first. Compare it with the log's on start.
@@ -93,7 +151,7 @@ impl FjallKv {
 
     /// The rows as of now. What compaction would drop stays as long as this lives.
     pub fn snapshot(&self) -> FjallSnapshot {
-        FjallSnapshot { snapshot: self.database.snapshot(), rows: self.rows.clone() }
+        FjallSnapshot { snapshot: self.database.snapshot(), keyspaces: self.keyspaces.clone() }
     }
 
     /// Goes on numbering syncs behind a number: for a database that was filled with the rows of another.
@@ -119,13 +177,16 @@ impl FjallKv {
 /// The rows of a database as of one moment.
 pub struct FjallSnapshot {
     snapshot: Snapshot,
-    rows: Keyspace,
+    keyspaces: Keyspaces,
 }
 
 impl FjallSnapshot {
     /// All rows, in the order of their keys.
     pub fn rows(&self) -> impl Iterator<Item = Result<Row, StoreError>> + '_ {
-        self.snapshot.iter(&self.rows).map(|row| {
+        let Keyspaces { state, history } = &self.keyspaces;
+        let before = self.snapshot.range(state, ..[HISTORY.start]);
+        let behind = self.snapshot.range(state, [HISTORY.end]..);
+        before.chain(self.snapshot.iter(history)).chain(behind).map(|row| {
             let (key, value) = row.into_inner().map_err(unavailable)?;
             Ok((key.into(), value.into()))
         })
@@ -147,14 +208,17 @@ fn newest_journal(directory: &Path) -> io::Result<Option<PathBuf>> {
 
 impl Kv for FjallKv {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        Ok(self.rows.get(key).map_err(unavailable)?.map(Bytes::from))
+        Ok(self.keyspaces.of(key).get(key).map_err(unavailable)?.map(Bytes::from))
     }
 
     fn scan(&self, range: Range<&[u8]>, direction: Direction, limit: usize) -> Result<Vec<Row>, StoreError> {
         if range.start >= range.end || limit == 0 {
             return Ok(Vec::new());
         }
-        let mut rows = self.rows.range::<&[u8], _>(bounds(&range));
+        if [HISTORY.start, HISTORY.end].iter().any(|table| range.start < &[*table][..] && &[*table][..] < range.end) {
+            return Err(StoreError::Unavailable("a scan goes from one keyspace into the other".into()));
+        }
+        let mut rows = self.keyspaces.of(range.start).range::<&[u8], _>(bounds(&range));
         let mut read = Vec::with_capacity(limit.min(64));
         while read.len() < limit {
             let next = match direction {
@@ -177,9 +241,10 @@ impl Kv for FjallKv {
             if key.len() > MAX_KEY_BYTES {
                 return Err(StoreError::Unavailable(format!("a key of {} bytes is too long", key.len())));
             }
+            let keyspace = self.keyspaces.of(&key);
             match value {
-                Some(value) => write.insert(&self.rows, key, value),
-                None => write.remove(&self.rows, key),
+                Some(value) => write.insert(keyspace, key, value),
+                None => write.remove(keyspace, key),
             }
         }
         write.commit().map_err(unavailable)?;
@@ -194,7 +259,8 @@ impl Kv for FjallKv {
         }
         let next = *flush + 1;
         let synced = self
-            .rows
+            .keyspaces
+            .of(FLUSH_KEY)
             .insert(FLUSH_KEY, next.to_be_bytes())
             .map_err(io::Error::other)
             .and_then(|()| self.sync_journal());
@@ -207,7 +273,10 @@ impl Kv for FjallKv {
     }
 
     fn overloaded(&self) -> bool {
-        self.rows.sealed_memtable_count() >= MOST_WAITING_MEMTABLES || self.rows.l0_table_count() >= MOST_WAITING_TABLES
+        [&self.keyspaces.state, &self.keyspaces.history].iter().any(|keyspace| {
+            keyspace.sealed_memtable_count() >= MOST_WAITING_MEMTABLES
+                || keyspace.l0_table_count() >= MOST_WAITING_TABLES
+        })
     }
 }
 

@@ -114,7 +114,7 @@ async fn foreign_newer_and_damaged_directories_are_refused_and_left_alone() {
     std::fs::write(&segment, &sound).unwrap();
     let description = setup.data.join("herald.json");
     let text = std::fs::read_to_string(&description).unwrap();
-    std::fs::write(&description, text.replace("\"format_version\": 1", "\"format_version\": 9")).unwrap();
+    std::fs::write(&description, text.replace("\"format_version\": 2", "\"format_version\": 9")).unwrap();
     let said = refused(&dev(&setup.data, "127.0.0.1:0", &[]));
     assert!(said.contains("newer"), "{said}");
 

@@ -111,6 +111,42 @@ fn rows_that_were_in_one_keyspace_are_parted_wherever_that_was_broken_off() {
 }
 
 #[test]
+fn history_that_is_dropped_from_the_journal_is_missed_though_the_flush_number_is_in_a_table() {
+    let directory = tempfile::tempdir().unwrap();
+    let kv = open(directory.path());
+    for _ in 0..3 {
+        let mut batch = Batch::default();
+        batch.put(vec![0x23, 1], vec![b'r'; 1_000]);
+        batch.put(vec![0x01, 1], "a person");
+        kv.write(batch).unwrap();
+        Kv::sync(&kv).unwrap();
+    }
+    drop(kv);
+    let database = fjall::Database::builder(directory.path()).open().unwrap();
+    let state = database.keyspace("state", Default::default).unwrap();
+    state.rotate_memtable_and_wait().unwrap();
+    drop((state, database));
+    assert_eq!(open(directory.path()).last_flush(), 3);
+    let journals = std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
+    let mut damaged = 0;
+    for journal in journals.filter(|path| path.extension().is_some_and(|extension| extension == "jnl")) {
+        let mut bytes = std::fs::read(&journal).unwrap();
+        if let Some(at) = bytes.windows(9).rposition(|window| window == b"rrrrrrrrr") {
+            // fjall takes it for a torn end.
+            bytes.truncate(at);
+            std::fs::write(&journal, bytes).unwrap();
+            damaged += 1;
+        }
+    }
+    assert_eq!(damaged, 1);
+    let error = FjallKv::open(directory.path(), FjallConfig::default()).err().unwrap();
+    assert!(
+        error.to_string().contains("3 batches of the ledger and the feeds were synced, and 2 are there"),
+        "{error}"
+    );
+}
+
+#[test]
 fn both_databases_scan_alike() {
     let directory = tempfile::tempdir().unwrap();
     let databases: [Box<dyn Kv>; 2] = [Box::new(MemoryKv::new()), Box::new(open(directory.path()))];

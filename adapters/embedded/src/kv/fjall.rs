@@ -7,13 +7,17 @@
 //! Files of the journal stay until each keyspace has written its part of them as tables. The state is made to once the
 //! files are [`FjallConfig::journal_bytes`] together; that it has something to write by then, which fjall needs (issue 288),
 //! is sure since the flush numbers are in it.
+//!
+//! A flush number that became part of a table says nothing of the history, which may be in the journal only and be dropped
+//! there. So the batches of the history are counted in a row of the history, and each flush number is noted with the count
+//! that was synced by then.
 
 use std::{
     fs::File,
     io,
     ops::Range,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use bytes::Bytes;
@@ -54,15 +58,33 @@ struct Keyspaces {
 
 /// The first bytes of the keys of the history: the tables of the ledger and the feeds.
 const HISTORY: Range<u8> = 0x20..0x40;
+/// The key of the row that counts the batches of the history, as 8 bytes big-endian.
+const COUNT_KEY: &[u8] = &[0x3F, b'c', b'o', b'u', b'n', b't'];
 /// Rows moved at once.
 const MOVED_ROWS: usize = 1_000;
 
+fn is_history(key: &[u8]) -> bool {
+    key.first().is_some_and(|table| HISTORY.contains(table))
+}
+
 impl Keyspaces {
     fn of(&self, key: &[u8]) -> &Keyspace {
-        match key.first() {
-            Some(table) if HISTORY.contains(table) => &self.history,
-            _ => &self.state,
+        if is_history(key) { &self.history } else { &self.state }
+    }
+
+    /// The last flush number and the count of the history, unless that is less than was synced.
+    fn numbers(&self) -> Result<(u64, u64), StoreError> {
+        let get = |key| self.of(key).get(key).map_err(unavailable);
+        let counted = flush_number(get(COUNT_KEY)?.as_deref())?;
+        let Some(row) = get(FLUSH_KEY)? else { return Ok((0, counted)) };
+        // Format version 1 has no count.
+        let (flush, synced) = row.split_at_checked(8).unwrap_or((&row, &[]));
+        let synced = flush_number(Some(synced).filter(|synced| !synced.is_empty()))?;
+        if counted < synced {
+            let lost = format!("{synced} batches of the ledger and the feeds were synced, and {counted} are there");
+            return Err(StoreError::Damaged(lost));
         }
+        Ok((flush_number(Some(flush))?, counted))
     }
 
     /// Moves the state out of the history, where directories of format version 1 have it. Whatever ends this, a row is
@@ -103,6 +125,9 @@ pub struct FjallKv {
     dirty: AtomicBool,
     /// The last flush number. Held during a sync, so that they come one after the other.
     flush: Mutex<u64>,
+    /// Batches of the history. `commits` is held while one is committed, so that the count on disk never falls.
+    counted: AtomicU64,
+    commits: Mutex<()>,
 }
 
 /// The tables that wait to be compacted from which on a write would be throttled (fjall throttles from 20 runs on).
@@ -135,8 +160,16 @@ impl FjallKv {
         let history = database.keyspace("rows", options).map_err(unavailable)?;
         let keyspaces = Keyspaces { state: database.keyspace("state", options).map_err(unavailable)?, history };
         keyspaces.part(&database)?;
-        let last = flush_number(keyspaces.of(FLUSH_KEY).get(FLUSH_KEY).map_err(unavailable)?.as_deref())?;
-        Ok(Self { database, keyspaces, path: path.into(), dirty: AtomicBool::new(false), flush: Mutex::new(last) })
+        let (flush, counted) = keyspaces.numbers()?;
+        Ok(Self {
+            database,
+            keyspaces,
+            path: path.into(),
+            dirty: AtomicBool::new(false),
+            flush: Mutex::new(flush),
+            counted: AtomicU64::new(counted),
+            commits: Mutex::new(()),
+        })
     }
 
     /// The flush number of the last sync that is on disk; 0 before the first. Compare it with the log's on start.
@@ -181,14 +214,15 @@ pub struct FjallSnapshot {
 }
 
 impl FjallSnapshot {
-    /// All rows, in the order of their keys.
+    /// All rows, in the order of their keys, but the count of the history, which is of this database.
     pub fn rows(&self) -> impl Iterator<Item = Result<Row, StoreError>> + '_ {
         let Keyspaces { state, history } = &self.keyspaces;
         let before = self.snapshot.range(state, ..[HISTORY.start]);
         let behind = self.snapshot.range(state, [HISTORY.end]..);
-        before.chain(self.snapshot.iter(history)).chain(behind).map(|row| {
-            let (key, value) = row.into_inner().map_err(unavailable)?;
-            Ok((key.into(), value.into()))
+        before.chain(self.snapshot.iter(history)).chain(behind).filter_map(|row| match row.into_inner() {
+            Ok((key, _)) if &*key == COUNT_KEY => None,
+            Ok((key, value)) => Some(Ok((key.into(), value.into()))),
+            Err(error) => Some(Err(unavailable(error))),
         })
     }
 }
@@ -236,7 +270,8 @@ impl Kv for FjallKv {
         if batch.is_empty() {
             return Ok(());
         }
-        let mut write = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), batch.len());
+        let mut write = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), batch.len() + 1);
+        let counts = batch.changes.iter().any(|(key, _)| is_history(key));
         for (key, value) in batch.changes {
             if key.len() > MAX_KEY_BYTES {
                 return Err(StoreError::Unavailable(format!("a key of {} bytes is too long", key.len())));
@@ -247,7 +282,15 @@ impl Kv for FjallKv {
                 None => write.remove(keyspace, key),
             }
         }
-        write.commit().map_err(unavailable)?;
+        if counts {
+            let _one_at_a_time = self.commits.lock();
+            let counted = self.counted.load(Ordering::Acquire) + 1;
+            write.insert(&self.keyspaces.history, COUNT_KEY, counted.to_be_bytes());
+            write.commit().map_err(unavailable)?;
+            self.counted.store(counted, Ordering::Release);
+        } else {
+            write.commit().map_err(unavailable)?;
+        }
         self.dirty.store(true, Ordering::Release);
         Ok(())
     }
@@ -258,10 +301,12 @@ impl Kv for FjallKv {
             return Ok(*flush);
         }
         let next = *flush + 1;
+        // What is counted is in the journal, so this sync takes it along.
+        let counted = self.counted.load(Ordering::Acquire);
         let synced = self
             .keyspaces
             .of(FLUSH_KEY)
-            .insert(FLUSH_KEY, next.to_be_bytes())
+            .insert(FLUSH_KEY, [next.to_be_bytes(), counted.to_be_bytes()].concat())
             .map_err(io::Error::other)
             .and_then(|()| self.sync_journal());
         if let Err(error) = synced {

@@ -86,14 +86,24 @@ pub fn run(input: &[u8]) {
     }
 }
 
-/// Whether the mark was damaged, and the newest segment is shorter than it was or gone.
+/// Whether the mark was damaged, and the newest segment ends where one of its frames did, or is gone.
 fn lost_its_end(files: &[(String, Vec<u8>)]) -> bool {
-    let damaged =
-        |(name, content): &(String, Vec<u8>)| files.iter().find(|(n, _)| n == name).map(|(_, c)| c) != Some(content);
+    let now = |name: &String| files.iter().find(|(n, _)| n == name).map(|(_, content)| content);
     let (mark, segments): (Vec<_>, Vec<_>) = journal().iter().partition(|(name, _)| name == MARK);
-    let newest = segments.last();
-    let length = |name: &String| files.iter().find(|(n, _)| n == name).map_or(0, |(_, content)| content.len());
-    mark.into_iter().any(damaged) && newest.is_some_and(|(name, content)| length(name) < content.len())
+    let is_damaged = mark.into_iter().any(|(name, content)| now(name) != Some(content));
+    is_damaged
+        && segments.last().is_some_and(|(name, content)| {
+            let left = now(name).map_or(0, Vec::len);
+            left < content.len() && (left == 0 || frame_ends(content).contains(&left))
+        })
+}
+
+fn frame_ends(segment: &[u8]) -> Vec<usize> {
+    let mut ends = vec![herald_embedded::log::format::HEADER_BYTES];
+    while let Some(length) = segment.get(ends[ends.len() - 1]..).and_then(Frame::length) {
+        ends.push(ends[ends.len() - 1] + length);
+    }
+    ends
 }
 
 /// Cuts, overwrites, repeats or drops.

@@ -289,8 +289,14 @@ async fn any_damage_is_found_before_anything_is_written() {
     }
     // What the first backups were: a description without its own checksum.
     let unsealed: String = text.lines().filter(|line| !line.starts_with("  \"crc32c\"")).collect();
-    fs::write(to.join("backup.json"), unsealed).unwrap();
+    fs::write(to.join("backup.json"), &unsealed).unwrap();
     backup::verify(&to).unwrap();
+    // Rows that a newer version of Herald understands.
+    let data = format!("\"format_version\": {}", herald_embedded::data_dir::FORMAT_VERSION);
+    assert!(unsealed.contains(&data));
+    fs::write(to.join("backup.json"), unsealed.replace(&data, "\"format_version\": 99")).unwrap();
+    let error = backup::restore(&to, &new, 1).unwrap_err();
+    assert!(says(&error, "99") && says(&error, "newer") && !new.exists(), "{error}");
     fs::write(to.join("backup.json"), text.replace("\"format_version\": 1", "\"format_version\": 9")).unwrap();
     assert!(says(&backup::restore(&to, &new, 1).unwrap_err(), "newer"));
     fs::write(to.join("backup.json"), text).unwrap();

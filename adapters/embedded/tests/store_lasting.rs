@@ -147,6 +147,46 @@ fn history_that_is_dropped_from_the_journal_is_missed_though_the_flush_number_is
 }
 
 #[test]
+fn a_finished_journal_file_that_is_damaged_is_refused_at_every_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = FjallConfig { memtable_bytes: 4 << 20, ..FjallConfig::default() };
+    let kv = FjallKv::open(directory.path(), config).unwrap();
+    put(&kv, "b", "somebody");
+    let finished = directory.path().join("0.jnl");
+    let begun = directory.path().join("1.jnl");
+    let mut seed = 1_u32;
+    for number in 0..200_u8 {
+        // It is compressed, so it must not repeat itself.
+        let mut noise = || {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            seed.to_be_bytes()
+        };
+        let value: Vec<u8> = (0..1 << 18).flat_map(|_| noise()).collect();
+        let mut batch = Batch::default();
+        batch.put(vec![0x23, number], value);
+        kv.write(batch).unwrap();
+        Kv::sync(&kv).unwrap();
+        while kv.overloaded() {
+            std::thread::yield_now();
+        }
+        if begun.exists() {
+            break;
+        }
+    }
+    assert!(begun.exists(), "no journal file was finished");
+    drop(kv);
+    let mut bytes = std::fs::read(&finished).unwrap();
+    let at = bytes.windows(8).position(|window| window == b"somebody").unwrap();
+    // Where its batch begins there is nothing that fjall knows.
+    bytes[at.saturating_sub(40)..at].fill(0xEE);
+    std::fs::write(&finished, bytes).unwrap();
+    for _ in 0..2 {
+        let error = FjallKv::open(directory.path(), config).err().unwrap();
+        assert!(error.to_string().contains("0.jnl cannot be read from byte"), "{error}");
+    }
+}
+
+#[test]
 fn both_databases_scan_alike() {
     let directory = tempfile::tempdir().unwrap();
     let databases: [Box<dyn Kv>; 2] = [Box::new(MemoryKv::new()), Box::new(open(directory.path()))];

@@ -53,6 +53,10 @@ pub enum RestoreError {
 /// restore, also after a second one of the same backup, and ids made of them must differ.
 pub fn restore(from: &Path, data: &Path, now_ms: u64) -> Result<Restored, RestoreError> {
     let manifest = checked_manifest(from)?;
+    let found = manifest.data.format_version;
+    if found > data_dir::FORMAT_VERSION {
+        return Err(DataDirError::NewerFormat { path: from.to_owned(), found }.into());
+    }
     let restoring = Restoring::begin(data)?;
     copy_journal(from, &manifest, &restoring.journal_path())?;
     write_rows(from, &manifest, &restoring.store_path())?;

@@ -2,20 +2,23 @@
 //!
 //! While the tables of a keyspace change, fjall syncs three times under the lock that its readers need. So what is written
 //! with every message, the **history** (what the ledger and the feeds keep), is apart from the **state**, which is read on
-//! the way of each message and written seldom. They share one journal and its order, so a batch may change both.
+//! the way of each message and written with calls. They share one journal and its order, so a batch may change both.
 //!
 //! Files of the journal stay until each keyspace has written its part of them as tables. The state is made to once the
 //! files are [`FjallConfig::journal_bytes`] together; that it has something to write by then, which fjall needs (issue 288),
 //! is sure since the flush numbers are in it.
 //!
-//! A flush number that became part of a table says nothing of the history, which may be in the journal only and be dropped
-//! there. So the batches of the history are counted in a row of the history, and each flush number is noted with the count
-//! that was synced by then.
+//! What fjall drops from a damaged journal in silence is found in two ways. The newest file: the flush number is missing, or,
+//! if it is in a table, the history, whose batches are counted in a row of its own and noted with each flush number. An older
+//! file was synced whole, so it must not be shorter once fjall has read it; where it is, a file `damaged` keeps the next
+//! start from going on without what was lost.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io,
     ops::Range,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
@@ -28,8 +31,8 @@ use fjall::{
 use herald_core::ports::StoreError;
 use parking_lot::Mutex;
 
-use super::{Batch, Direction, FLUSH_KEY, Kv, Row, bounds, flush_number};
-use crate::SyncFirst;
+use super::{Batch, Direction, FLUSH_KEY, HISTORY, Kv, Row, bounds, flush_number, within_a_keyspace};
+use crate::{SyncFirst, disk::sync_directory};
 
 /// How much memory and disk the database may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +41,7 @@ pub struct FjallConfig {
     pub cache_bytes: u64,
     /// Rows of a keyspace gathered in memory before they are written as a table, in bytes; up to three such may exist.
     pub memtable_bytes: u64,
-    /// The journal's files together, in bytes.
+    /// The journal's files together, in bytes, without the one that is written to.
     pub journal_bytes: u64,
     /// Threads that write tables and compact them.
     pub worker_threads: usize,
@@ -56,10 +59,10 @@ struct Keyspaces {
     history: Keyspace,
 }
 
-/// The first bytes of the keys of the history: the tables of the ledger and the feeds.
-const HISTORY: Range<u8> = 0x20..0x40;
 /// The key of the row that counts the batches of the history, as 8 bytes big-endian.
 const COUNT_KEY: &[u8] = &[0x3F, b'c', b'o', b'u', b'n', b't'];
+/// The file that says what was lost.
+const DAMAGED_NAME: &str = "damaged";
 /// Rows moved at once.
 const MOVED_ROWS: usize = 1_000;
 
@@ -105,11 +108,11 @@ impl Keyspaces {
                     break;
                 }
                 moved += batch.len() / 2;
-                batch.commit().map_err(unavailable)?;
+                // In the journal before it is in memory: a table of one keyspace must not last without the other's part.
+                batch.durability(Some(PersistMode::SyncAll)).commit().map_err(unavailable)?;
             }
         }
         if moved > 0 {
-            database.persist(PersistMode::SyncAll).map_err(unavailable)?;
             tracing::info!(moved, "moved the rows of the state into a keyspace of their own");
         }
         Ok(())
@@ -141,6 +144,8 @@ const MAX_KEY_BYTES: usize = 65_535;
 impl FjallKv {
     /// Opens or creates the database in a directory.
     pub fn open(path: &Path, config: FjallConfig) -> Result<Self, StoreError> {
+        refuse_damaged(path)?;
+        let sealed = SealedJournals::before_opening(path).map_err(cannot_look)?;
         let database = Database::builder(path)
             .cache_size(config.cache_bytes)
             .max_journaling_size(config.journal_bytes.max(64 << 20))
@@ -148,6 +153,7 @@ impl FjallKv {
             .manual_journal_persist(true)
             .open()
             .map_err(unavailable)?;
+        sealed.check(path)?;
         // Most reads are of one row: a short search within a block is worth the few bytes more.
         let options = || {
             KeyspaceCreateOptions::default()
@@ -159,6 +165,8 @@ impl FjallKv {
         // The history has the name that all rows had in directories of format version 1.
         let history = database.keyspace("rows", options).map_err(unavailable)?;
         let keyspaces = Keyspaces { state: database.keyspace("state", options).map_err(unavailable)?, history };
+        // fjall does not sync the directory in which it makes a keyspace's.
+        sync_directory(&path.join("keyspaces")).map_err(cannot_look)?;
         keyspaces.part(&database)?;
         let (flush, counted) = keyspaces.numbers()?;
         Ok(Self {
@@ -200,8 +208,8 @@ impl FjallKv {
     /// may hold anything unsynced.
     fn sync_journal(&self) -> io::Result<()> {
         self.database.persist(PersistMode::Buffer).map_err(io::Error::other)?;
-        match newest_journal(&self.path)? {
-            Some(path) => File::open(path)?.sync_data(),
+        match journals(&self.path)?.pop_last() {
+            Some((_, path)) => File::open(path)?.sync_data(),
             None => self.database.persist(PersistMode::SyncData).map_err(io::Error::other),
         }
     }
@@ -227,17 +235,78 @@ impl FjallSnapshot {
     }
 }
 
-/// The journal file of the highest number.
-fn newest_journal(directory: &Path) -> io::Result<Option<PathBuf>> {
-    let mut newest = None;
+/// The journal's files, by their numbers.
+fn journals(directory: &Path) -> io::Result<BTreeMap<u64, PathBuf>> {
+    let mut journals = BTreeMap::new();
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "jnl") {
-            let number = path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.parse::<u64>().ok());
-            newest = newest.max(number.map(|n| (n, path)));
+        if path.extension().is_some_and(|e| e == "jnl")
+            && let Some(number) = path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.parse().ok())
+        {
+            journals.insert(number, path);
         }
     }
-    Ok(newest.map(|(_, path)| path))
+    Ok(journals)
+}
+
+/// The journal's files but the newest, as they were before fjall read them: it cuts a file at the first place that it cannot
+/// read and goes on with the next.
+struct SealedJournals(Vec<(PathBuf, File, u64)>);
+
+impl SealedJournals {
+    fn before_opening(directory: &Path) -> io::Result<Self> {
+        if !directory.exists() {
+            return Ok(Self(Vec::new()));
+        }
+        let mut journals = journals(directory)?;
+        journals.pop_last();
+        let sealed = journals.into_values().map(|path| {
+            let file = File::open(&path)?;
+            let written = written_bytes(&file)?;
+            Ok((path, file, written))
+        });
+        sealed.collect::<io::Result<_>>().map(Self)
+    }
+
+    fn check(self, directory: &Path) -> Result<(), StoreError> {
+        for (path, file, written) in self.0 {
+            let left = file.metadata().map_err(cannot_look)?.len();
+            if left < written {
+                let lost = format!("{} cannot be read from byte {left} on, of {written}", path.display());
+                let note = directory.join(DAMAGED_NAME);
+                std::fs::write(&note, &lost).and_then(|()| sync_directory(directory)).map_err(cannot_look)?;
+                return Err(StoreError::Damaged(lost));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the last byte that is not 0 ends: a file is made with its full length and filled from its beginning.
+fn written_bytes(file: &File) -> io::Result<u64> {
+    let (mut buffer, mut end) = (vec![0; 64 << 10], file.metadata()?.len());
+    while end > 0 {
+        let begin = end.saturating_sub(buffer.len() as u64);
+        let bytes = &mut buffer[..(end - begin) as usize];
+        file.read_exact_at(bytes, begin)?;
+        if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+            return Ok(begin + last as u64 + 1);
+        }
+        end = begin;
+    }
+    Ok(0)
+}
+
+fn refuse_damaged(directory: &Path) -> Result<(), StoreError> {
+    match std::fs::read_to_string(directory.join(DAMAGED_NAME)) {
+        Ok(lost) => Err(StoreError::Damaged(lost)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(cannot_look(error)),
+    }
+}
+
+fn cannot_look(error: io::Error) -> StoreError {
+    StoreError::Unavailable(format!("the database's directory: {error}"))
 }
 
 impl Kv for FjallKv {
@@ -249,9 +318,7 @@ impl Kv for FjallKv {
         if range.start >= range.end || limit == 0 {
             return Ok(Vec::new());
         }
-        if [HISTORY.start, HISTORY.end].iter().any(|table| range.start < &[*table][..] && &[*table][..] < range.end) {
-            return Err(StoreError::Unavailable("a scan goes from one keyspace into the other".into()));
-        }
+        within_a_keyspace(&range)?;
         let mut rows = self.keyspaces.of(range.start).range::<&[u8], _>(bounds(&range));
         let mut read = Vec::with_capacity(limit.min(64));
         while read.len() < limit {

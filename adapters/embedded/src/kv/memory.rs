@@ -6,7 +6,7 @@ use bytes::Bytes;
 use herald_core::ports::StoreError;
 use parking_lot::Mutex;
 
-use super::{Batch, Direction, FLUSH_KEY, Kv, Row, bounds, flush_number};
+use super::{Batch, Direction, FLUSH_KEY, Kv, Row, bounds, flush_number, within_a_keyspace};
 use crate::SyncFirst;
 
 /// Rows in a sorted map, which loses what was not synced when it [crashes](MemoryKv::crash).
@@ -88,6 +88,7 @@ impl Kv for MemoryKv {
         if range.start >= range.end {
             return Ok(Vec::new());
         }
+        within_a_keyspace(&range)?;
         let state = self.state.lock();
         let rows = state.rows.range::<[u8], _>(bounds(&range)).map(|(k, v)| (k.clone(), v.clone()));
         Ok(match direction {

@@ -5,7 +5,7 @@
 //! made only after all before it is synced. A place that cannot be read at or past the mark is a torn tail and is cut.
 //! Before the mark it is damage: opening fails and changes nothing. Where one half of the mark file cannot be read, the
 //! mark may have been later than it seems, and a torn tail is taken for damage. What then goes unnoticed is a journal that
-//! lost its last frames exactly between two of them, besides the half of the mark file that knew of them.
+//! lost its last frames exactly between two of them, or its newest segment, besides the half of the mark file that knew.
 
 use std::{collections::BTreeSet, io, sync::Arc};
 
@@ -250,6 +250,11 @@ pub fn open(
         state.roll();
     }
     state.expire_all(now_ms);
+    if !marked.is_whole {
+        tracing::warn!(
+            "journal.mark was damaged in one of its two halves; the journal is whole, and the half is written anew"
+        );
+    }
     mark.write(state.durable).map_err(|e| OpenError::io("write journal.mark", e))?;
     let writer = Writer { mark, file, mark_synced: None, mark_is_dirty: true, last_expiry_ms: now_ms, cleaning: None };
     Ok((state, writer))

@@ -63,6 +63,7 @@ struct Keyspaces {
 const COUNT_KEY: &[u8] = &[0x3F, b'c', b'o', b'u', b'n', b't'];
 /// The file that says what was lost.
 const DAMAGED_NAME: &str = "damaged";
+const MEND: &str = "restore the data directory from a backup";
 /// Rows moved at once.
 const MOVED_ROWS: usize = 1_000;
 
@@ -84,7 +85,8 @@ impl Keyspaces {
         let (flush, synced) = row.split_at_checked(8).unwrap_or((&row, &[]));
         let synced = flush_number(Some(synced).filter(|synced| !synced.is_empty()))?;
         if counted < synced {
-            let lost = format!("{synced} batches of the ledger and the feeds were synced, and {counted} are there");
+            let lost =
+                format!("{synced} batches of the ledger and the feeds were synced, and {counted} are there; {MEND}");
             return Err(StoreError::Damaged(lost));
         }
         Ok((flush_number(Some(flush))?, counted))
@@ -272,7 +274,7 @@ impl SealedJournals {
         for (path, file, written) in self.0 {
             let left = file.metadata().map_err(cannot_look)?.len();
             if left < written {
-                let lost = format!("{} cannot be read from byte {left} on, of {written}", path.display());
+                let lost = format!("{} cannot be read from byte {left} on, of {written}; {MEND}", path.display());
                 let note = directory.join(DAMAGED_NAME);
                 std::fs::write(&note, &lost).and_then(|()| sync_directory(directory)).map_err(cannot_look)?;
                 return Err(StoreError::Damaged(lost));

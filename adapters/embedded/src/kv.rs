@@ -2,8 +2,8 @@
 //!
 //! **Atomicity and order.** A scan sees the whole of a [`Batch`] or nothing of it; a get may see a row a moment before
 //! the rest of its batch. Batches of one database have one order, and what survives a crash is a prefix of that order
-//! that holds at least everything before the last [`Kv::sync`]. (A power cut in the moment in which fjall writes a table may leave
-//! what was not synced of one keyspace without that of the other.)
+//! that holds at least everything before the last [`Kv::sync`]. (A power cut in the moment in which fjall writes a table may
+//! leave what was not synced of one keyspace without that of the other.)
 //!
 //! **Damage.** Each value is not checksummed again: fjall checks its blocks on disk and its batches in its journal. But
 //! when it finds a damaged batch on start it takes it for the torn end of the journal and drops, in silence, everything
@@ -106,7 +106,7 @@ impl crate::SyncFirst for Arc<dyn Kv> {
     }
 }
 
-/// The key of the row that holds the flush number, as 8 bytes big-endian. No table begins with 0.
+/// The key of the row that begins with the flush number, as 8 bytes big-endian. No table begins with 0.
 pub(crate) const FLUSH_KEY: &[u8] = &[0, b'f', b'l', b'u', b's', b'h'];
 
 /// The first bytes of the keys of the history: the tables of the ledger and the feeds. See [`fjall`].
@@ -121,10 +121,10 @@ pub(crate) fn within_a_keyspace(range: &Range<&[u8]>) -> Result<(), StoreError> 
     }
 }
 
-/// The number in a flush row; 0 where there is none.
-pub(crate) fn flush_number(row: Option<&[u8]>) -> Result<u64, StoreError> {
+/// The number in a row that holds one, as 8 bytes big-endian; 0 where there is none.
+pub(crate) fn number(row: Option<&[u8]>) -> Result<u64, StoreError> {
     let Some(row) = row else { return Ok(0) };
-    let number = row.try_into().map_err(|_| StoreError::Damaged("the flush number is not 8 bytes".into()))?;
+    let number = row.try_into().map_err(|_| StoreError::Damaged("a flush number or a count is not 8 bytes".into()))?;
     Ok(u64::from_be_bytes(number))
 }
 

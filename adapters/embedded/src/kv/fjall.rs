@@ -8,17 +8,16 @@
 //! files are [`FjallConfig::journal_bytes`] together; that it has something to write by then, which fjall needs (issue 288),
 //! is sure since the flush numbers are in it.
 //!
-//! What fjall drops from a damaged journal in silence is found in two ways. The newest file: the flush number is missing, or,
-//! if it is in a table, the history, whose batches are counted in a row of its own and noted with each flush number. An older
-//! file was synced whole, so it must not be shorter once fjall has read it; where it is, a file `damaged` keeps the next
-//! start from going on without what was lost.
+//! What fjall drops in silence from a damaged journal is found in two ways. Of the newest file the flush number is missing;
+//! or, if that is in a table, some of the history, whose batches are counted in a row of its own and noted with each flush
+//! number. Older files are looked at before and after fjall reads them ([`journals`]).
+
+mod journals;
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     io,
     ops::Range,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
@@ -31,7 +30,8 @@ use fjall::{
 use herald_core::ports::StoreError;
 use parking_lot::Mutex;
 
-use super::{Batch, Direction, FLUSH_KEY, HISTORY, Kv, Row, bounds, flush_number, within_a_keyspace};
+use self::journals::SealedJournals;
+use super::{Batch, Direction, FLUSH_KEY, HISTORY, Kv, Row, bounds, number, within_a_keyspace};
 use crate::{SyncFirst, disk::sync_directory};
 
 /// How much memory and disk the database may take.
@@ -61,8 +61,6 @@ struct Keyspaces {
 
 /// The key of the row that counts the batches of the history, as 8 bytes big-endian.
 const COUNT_KEY: &[u8] = &[0x3F, b'c', b'o', b'u', b'n', b't'];
-/// The file that says what was lost.
-const DAMAGED_NAME: &str = "damaged";
 const MEND: &str = "restore the data directory from a backup";
 /// Rows moved at once.
 const MOVED_ROWS: usize = 1_000;
@@ -79,22 +77,22 @@ impl Keyspaces {
     /// The last flush number and the count of the history, unless that is less than was synced.
     fn numbers(&self) -> Result<(u64, u64), StoreError> {
         let get = |key| self.of(key).get(key).map_err(unavailable);
-        let counted = flush_number(get(COUNT_KEY)?.as_deref())?;
+        let counted = number(get(COUNT_KEY)?.as_deref())?;
         let Some(row) = get(FLUSH_KEY)? else { return Ok((0, counted)) };
         // Format version 1 has no count.
-        let (flush, synced) = row.split_at_checked(8).unwrap_or((&row, &[]));
-        let synced = flush_number(Some(synced).filter(|synced| !synced.is_empty()))?;
+        let (flush, synced) = row.split_at(row.len().min(8));
+        let synced = number(Some(synced).filter(|synced| !synced.is_empty()))?;
         if counted < synced {
             let lost =
                 format!("{synced} batches of the ledger and the feeds were synced, and {counted} are there; {MEND}");
             return Err(StoreError::Damaged(lost));
         }
-        Ok((flush_number(Some(flush))?, counted))
+        Ok((number(Some(flush))?, counted))
     }
 
     /// Moves the state out of the history, where directories of format version 1 have it. Whatever ends this, a row is
     /// in one of them, and the next start goes on.
-    fn part(&self, database: &Database) -> Result<(), StoreError> {
+    fn separate(&self, database: &Database) -> Result<(), StoreError> {
         let mut moved = 0_usize;
         for (mut begin, end) in [(vec![], vec![HISTORY.start]), (vec![HISTORY.end], vec![0xFF])] {
             loop {
@@ -130,7 +128,8 @@ pub struct FjallKv {
     dirty: AtomicBool,
     /// The last flush number. Held during a sync, so that they come one after the other.
     flush: Mutex<u64>,
-    /// Batches of the history. `commits` is held while one is committed, so that the count on disk never falls.
+    /// Batches of the history. `commits` is held while one is committed, so that the count on disk never falls; a sync
+    /// reads the count and waits for no commit.
     counted: AtomicU64,
     commits: Mutex<()>,
 }
@@ -146,8 +145,7 @@ const MAX_KEY_BYTES: usize = 65_535;
 impl FjallKv {
     /// Opens or creates the database in a directory.
     pub fn open(path: &Path, config: FjallConfig) -> Result<Self, StoreError> {
-        refuse_damaged(path)?;
-        let sealed = SealedJournals::before_opening(path).map_err(cannot_look)?;
+        let sealed = SealedJournals::before_opening(path)?;
         let database = Database::builder(path)
             .cache_size(config.cache_bytes)
             .max_journaling_size(config.journal_bytes.max(64 << 20))
@@ -155,7 +153,7 @@ impl FjallKv {
             .manual_journal_persist(true)
             .open()
             .map_err(unavailable)?;
-        sealed.check(path)?;
+        sealed.check()?;
         // Most reads are of one row: a short search within a block is worth the few bytes more.
         let options = || {
             KeyspaceCreateOptions::default()
@@ -168,8 +166,8 @@ impl FjallKv {
         let history = database.keyspace("rows", options).map_err(unavailable)?;
         let keyspaces = Keyspaces { state: database.keyspace("state", options).map_err(unavailable)?, history };
         // fjall does not sync the directory in which it makes a keyspace's.
-        sync_directory(&path.join("keyspaces")).map_err(cannot_look)?;
-        keyspaces.part(&database)?;
+        sync_directory(&path.join("keyspaces")).map_err(journals::cannot_look)?;
+        keyspaces.separate(&database)?;
         let (flush, counted) = keyspaces.numbers()?;
         Ok(Self {
             database,
@@ -210,7 +208,7 @@ impl FjallKv {
     /// may hold anything unsynced.
     fn sync_journal(&self) -> io::Result<()> {
         self.database.persist(PersistMode::Buffer).map_err(io::Error::other)?;
-        match journals(&self.path)?.pop_last() {
+        match journals::files(&self.path)?.pop_last() {
             Some((_, path)) => File::open(path)?.sync_data(),
             None => self.database.persist(PersistMode::SyncData).map_err(io::Error::other),
         }
@@ -235,80 +233,6 @@ impl FjallSnapshot {
             Err(error) => Some(Err(unavailable(error))),
         })
     }
-}
-
-/// The journal's files, by their numbers.
-fn journals(directory: &Path) -> io::Result<BTreeMap<u64, PathBuf>> {
-    let mut journals = BTreeMap::new();
-    for entry in std::fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "jnl")
-            && let Some(number) = path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.parse().ok())
-        {
-            journals.insert(number, path);
-        }
-    }
-    Ok(journals)
-}
-
-/// The journal's files but the newest, as they were before fjall read them: it cuts a file at the first place that it cannot
-/// read and goes on with the next.
-struct SealedJournals(Vec<(PathBuf, File, u64)>);
-
-impl SealedJournals {
-    fn before_opening(directory: &Path) -> io::Result<Self> {
-        if !directory.exists() {
-            return Ok(Self(Vec::new()));
-        }
-        let mut journals = journals(directory)?;
-        journals.pop_last();
-        let sealed = journals.into_values().map(|path| {
-            let file = File::open(&path)?;
-            let written = written_bytes(&file)?;
-            Ok((path, file, written))
-        });
-        sealed.collect::<io::Result<_>>().map(Self)
-    }
-
-    fn check(self, directory: &Path) -> Result<(), StoreError> {
-        for (path, file, written) in self.0 {
-            let left = file.metadata().map_err(cannot_look)?.len();
-            if left < written {
-                let lost = format!("{} cannot be read from byte {left} on, of {written}; {MEND}", path.display());
-                let note = directory.join(DAMAGED_NAME);
-                std::fs::write(&note, &lost).and_then(|()| sync_directory(directory)).map_err(cannot_look)?;
-                return Err(StoreError::Damaged(lost));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Where the last byte that is not 0 ends: a file is made with its full length and filled from its beginning.
-fn written_bytes(file: &File) -> io::Result<u64> {
-    let (mut buffer, mut end) = (vec![0; 64 << 10], file.metadata()?.len());
-    while end > 0 {
-        let begin = end.saturating_sub(buffer.len() as u64);
-        let bytes = &mut buffer[..(end - begin) as usize];
-        file.read_exact_at(bytes, begin)?;
-        if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
-            return Ok(begin + last as u64 + 1);
-        }
-        end = begin;
-    }
-    Ok(0)
-}
-
-fn refuse_damaged(directory: &Path) -> Result<(), StoreError> {
-    match std::fs::read_to_string(directory.join(DAMAGED_NAME)) {
-        Ok(lost) => Err(StoreError::Damaged(lost)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(cannot_look(error)),
-    }
-}
-
-fn cannot_look(error: io::Error) -> StoreError {
-    StoreError::Unavailable(format!("the database's directory: {error}"))
 }
 
 impl Kv for FjallKv {

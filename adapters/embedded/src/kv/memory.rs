@@ -6,7 +6,7 @@ use bytes::Bytes;
 use herald_core::ports::StoreError;
 use parking_lot::Mutex;
 
-use super::{Batch, Direction, FLUSH_KEY, Kv, Row, bounds, flush_number, within_a_keyspace};
+use super::{Batch, Direction, FLUSH_KEY, Kv, Row, bounds, number, within_a_keyspace};
 use crate::SyncFirst;
 
 /// Rows in a sorted map, which loses what was not synced when it [crashes](MemoryKv::crash).
@@ -75,7 +75,7 @@ impl MemoryKv {
 
     /// The flush number of the last sync; 0 before the first.
     pub fn last_flush(&self) -> Result<u64, StoreError> {
-        flush_number(self.state.lock().rows.get(FLUSH_KEY).map(|v| &**v))
+        number(self.state.lock().rows.get(FLUSH_KEY).map(|v| &**v))
     }
 }
 
@@ -106,7 +106,7 @@ impl Kv for MemoryKv {
 
     fn sync(&self) -> io::Result<u64> {
         let mut state = self.state.lock();
-        let last = flush_number(state.rows.get(FLUSH_KEY).map(|v| &**v)).map_err(io::Error::other)?;
+        let last = number(state.rows.get(FLUSH_KEY).map(|v| &**v)).map_err(io::Error::other)?;
         if state.undo.is_empty() {
             return Ok(last);
         }

@@ -28,7 +28,7 @@ pub struct MarkFile {
 
 /// What the mark file says.
 #[derive(Debug, Clone, Copy)]
-pub struct Mark {
+pub struct Marked {
     /// Everything before this position was synced, and acknowledged.
     pub position: u64,
     /// Whether both slots can be read; if not, the later position may have been in the other one.
@@ -66,7 +66,7 @@ impl MarkFile {
     }
 
     /// Opens the file and reads the later of its whole slots.
-    pub fn open(disk: &dyn Disk) -> Result<(Self, Mark), NoMark> {
+    pub fn open(disk: &dyn Disk) -> Result<(Self, Marked), NoMark> {
         let file = disk.open(NAME).map_err(NoMark::Io)?;
         let length = file.length().map_err(NoMark::Io)?;
         let (mut latest, mut is_whole) = (None, true);
@@ -80,7 +80,7 @@ impl MarkFile {
             latest = latest.max(noted);
         }
         let (sequence, position) = latest.ok_or(NoMark::Damaged)?;
-        Ok((Self { file, sequence }, Mark { position, is_whole }))
+        Ok((Self { file, sequence }, Marked { position, is_whole }))
     }
 
     /// Notes a position.

@@ -16,7 +16,7 @@ use super::{
     LogOptions,
     flush::Writer,
     format::{self, Entry, Frame, HEADER_BYTES, Header, RecordEntry, UnknownEntry},
-    mark::{self, Mark, MarkFile, NoMark},
+    mark::{self, MarkFile, Marked, NoMark},
     state::{self, Segment, State},
 };
 use crate::disk::{Disk, DiskFile};
@@ -188,7 +188,7 @@ impl Scanned {
     }
 
     /// Refuses what looks like a torn end where the mark does not say for certain that it was never acknowledged.
-    fn check_end(&self, marked: Mark) -> Result<(), OpenError> {
+    fn check_end(&self, marked: Marked) -> Result<(), OpenError> {
         if marked.is_whole || (self.has_checkpoint() && self.is_whole()) {
             return Ok(());
         }
@@ -231,7 +231,7 @@ pub fn open(
         false => match starts.first() {
             None => {
                 let mark = MarkFile::create(disk).map_err(|e| OpenError::io("create journal.mark", e))?;
-                (mark, Mark { position: 0, is_whole: true })
+                (mark, Marked { position: 0, is_whole: true })
             }
             Some(_) => {
                 let why = "it is as old as the journal, which is there".to_owned();
@@ -260,7 +260,7 @@ pub fn open(
     Ok((state, writer))
 }
 
-fn open_mark(disk: &dyn Disk) -> Result<(MarkFile, Mark), OpenError> {
+fn open_mark(disk: &dyn Disk) -> Result<(MarkFile, Marked), OpenError> {
     MarkFile::open(disk).map_err(|no_mark| match no_mark {
         NoMark::Io(source) => OpenError::io("read journal.mark", source),
         NoMark::Damaged => OpenError::Damaged {
@@ -274,11 +274,11 @@ fn open_mark(disk: &dyn Disk) -> Result<(MarkFile, Mark), OpenError> {
 }
 
 /// A journal without a segment is one that was never written.
-fn check_no_segment(marked: Mark) -> Result<(), OpenError> {
+fn check_no_segment(marked: Marked) -> Result<(), OpenError> {
     let why = match marked {
-        Mark { position: 0, is_whole: true } => return Ok(()),
-        Mark { position: 0, is_whole: false } => "journal.mark is damaged in one of its two halves".to_owned(),
-        Mark { position, .. } => format!("the journal was written up to position {position}"),
+        Marked { position: 0, is_whole: true } => return Ok(()),
+        Marked { position: 0, is_whole: false } => "journal.mark is damaged in one of its two halves".to_owned(),
+        Marked { position, .. } => format!("the journal was written up to position {position}"),
     };
     let why = format!("{why}, and no segment is there");
     Err(OpenError::Missing { file: "journal-*.seg".to_owned(), why })
@@ -303,7 +303,7 @@ fn recover(
     state: &mut State,
     older: Vec<u64>,
     newest: u64,
-    marked: Mark,
+    marked: Marked,
 ) -> Result<Option<OpenSegment>, OpenError> {
     let Some(sound) = examine(disk, identity, options.store_flush, state, older.clone(), newest, marked)? else {
         delete(disk, &[newest])?;
@@ -335,7 +335,7 @@ fn examine(
     state: &mut State,
     mut older: Vec<u64>,
     newest: u64,
-    marked: Mark,
+    marked: Marked,
 ) -> Result<Option<Sound>, OpenError> {
     // The last segment with a checkpoint tells which others must be there.
     let (mut last, mut file) = Scanned::read(disk, newest)?;

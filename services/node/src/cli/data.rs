@@ -131,9 +131,10 @@ impl Restore {
 /// it opens the credentials of providers; or a backup: that every file is there with its checksum. Exits with 8 where
 /// something does not hold.
 ///
-/// What is mended on start without a loss is no fault: one damaged half of journal.mark beside a whole journal, or a torn end of the
-/// journal or of the stores' own (store/*.jnl) behind what was synced. The keys of secrets.key_file are kept elsewhere, and
-/// are not looked at. A directory of an earlier release is brought to the format of this one, as a start would.
+/// What is mended on start without a loss is no fault: one damaged half of journal.mark beside a whole journal, or a torn
+/// end of the journal or of the stores' own (store/*.jnl) behind what was synced. The keys of secrets.key_file are kept
+/// elsewhere, and are not looked at. A directory of an earlier release is brought to the format of this one, as a start
+/// would.
 #[derive(Debug, Args)]
 pub struct Verify {
     /// The data directory, or the backup.
